@@ -1,0 +1,2 @@
+//! The dual-write engine.
+pub mod lane;

@@ -1,0 +1,5 @@
+//! Arguments, runtime, exit code; nothing else.
+
+fn main() -> std::process::ExitCode {
+    cutover::cli::run()
+}

@@ -1,0 +1,1 @@
+//! Every metric of the proxy with its help.
