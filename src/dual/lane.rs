@@ -1,1 +1,578 @@
-//! PURE.
+//! The lane: the order of the writes to a key, and what each answer of a store means for it.
+//!
+//! Pure: no socket, clock or random. Events come in as method calls, what is to be done goes out as [`Order`]s, which
+//! the engine carries out in the order given. A lane remembers a key only while it is *exceptional*: a copy in flight, a
+//! divergence, a first touch. All other keys cost one look into an empty map, because the links are FIFOs: what is
+//! appended to the leader's link first is answered first, and effects are appended to the follower's link in that order.
+//!
+//! The lane promises: the follower never gets an effect that builds on a value which it is not known to have (I3); what is
+//! uncertain stays diverged until a copy has put it right (I5); in first-touch mode a key is busy from the first touch
+//! until both stores have the write, and a diverged key is never fetched from the follower (I4).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+
+use bytes::Bytes;
+
+/// How the stores of a route stand to each other when an operation arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The leader has every key; the follower gets effects. `synced`: the follower has every key too.
+    Mirror { synced: bool },
+    /// The leader may lack keys that the follower still has (`dual-cluster` before it is synced).
+    FirstTouch,
+}
+
+/// What an operation does to its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Reads the key, or does nothing to it.
+    Read,
+    /// Writes it, and the effect makes the follower's value right whatever it was before (SET, DEL).
+    Overwrite,
+    /// Writes it, and the effect is right only on an equal value (HSET, INCR, EXPIRE).
+    Update,
+    /// Writes it in a way that only a copy repeats.
+    Opaque,
+    /// Keeps the key from everyone else until `release`, for a command that runs outside of the lane. First-touch only.
+    Hold,
+    /// Only brings the key over to the leader (bulk backfill in first-touch mode).
+    Touch,
+}
+
+/// What the lane wants done. `O` names an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order<O> {
+    /// Append the operation to the leader's link, report `led`. `follow`: its effect will be wanted if it succeeds.
+    Lead { op: O, follow: bool },
+    /// Append the operation's effect to the follower's link, report `followed`.
+    Follow { op: O },
+    /// Append DUMP and PEXPIRETIME of the key to the leader's link, report `dumped`; the engine keeps the payload.
+    Dump { key: Bytes },
+    /// Append RESTORE … REPLACE, or DEL where the dump said absent, to the follower's link, report `restored`.
+    Restore { key: Bytes },
+    /// Bring the key from the follower to the leader unless the leader has it, report `fetched`.
+    Fetch { key: Bytes },
+    /// Write the key to the journal and have it on disk, report `journaled`. Nobody is answered before.
+    Journal { key: Bytes },
+    /// The operation is over and its client may be answered.
+    Reply { op: O },
+    /// The operation is over: the key could not be fetched, so nothing was done.
+    Unavailable { op: O },
+    /// A `Hold` was granted.
+    Granted { op: O },
+    /// The key became diverged, or ceased to be.
+    Diverged { key: Bytes },
+    Repaired { key: Bytes },
+}
+
+/// What became of something that was sent to a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// The store answered with an error: it did nothing.
+    Refused,
+    /// Nobody knows whether it ran.
+    Doubt,
+}
+
+#[derive(Debug)]
+enum Stage<O> {
+    /// Nothing in flight; the entry exists because the key is diverged.
+    Idle,
+    /// A dump is on its way to the follower. `dirty`: a write was sent behind the dump, so another must follow.
+    Copying {
+        dirty: bool,
+    },
+    /// First-touch only, all of them: the key is busy and later operations wait in the queue.
+    Fetching,
+    Running {
+        op: O,
+        work: Work,
+    },
+    Following {
+        op: O,
+    },
+    /// The copy after a held or opaque operation.
+    Settling {
+        op: O,
+    },
+    Journaling {
+        op: Option<O>,
+    },
+    Held {
+        op: O,
+    },
+}
+
+#[derive(Debug)]
+struct Entry<O> {
+    stage: Stage<O>,
+    diverged: bool,
+    queue: VecDeque<(O, Work)>,
+    /// Those who asked for the copy and want to hear of its end.
+    waiters: Vec<O>,
+}
+
+impl<O> Entry<O> {
+    fn new(stage: Stage<O>) -> Self {
+        Self { stage, diverged: false, queue: VecDeque::new(), waiters: Vec::new() }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Lane<O> {
+    entries: HashMap<Bytes, Entry<O>>,
+    present: Presence,
+    diverged_count: usize,
+}
+
+impl<O: Clone + PartialEq> Lane<O> {
+    /// A lane that remembers up to `present_max` keys as whole on both stores.
+    pub fn new(present_max: usize) -> Self {
+        Self { entries: HashMap::new(), present: Presence::new(present_max), diverged_count: 0 }
+    }
+
+    /// How many keys are exceptional, and how many of these diverged.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.entries.len(), self.diverged_count)
+    }
+
+    /// An operation arrives. `generation` is the route's: what was present under an older one counts for nothing.
+    pub fn arrive(&mut self, key: &Bytes, op: O, work: Work, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+        match mode {
+            Mode::Mirror { synced } => self.arrive_mirror(key, op, work, synced, generation, orders),
+            Mode::FirstTouch => match self.entries.get_mut(key) {
+                Some(entry) if !matches!(entry.stage, Stage::Idle) => entry.queue.push_back((op, work)),
+                _ => self.begin(key, op, work, generation, orders),
+            },
+        }
+    }
+
+    fn arrive_mirror(
+        &mut self,
+        key: &Bytes,
+        op: O,
+        work: Work,
+        synced: bool,
+        generation: u32,
+        orders: &mut Vec<Order<O>>,
+    ) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            match &mut entry.stage {
+                Stage::Idle => orders.push(Order::Lead { op, follow: false }),
+                Stage::Copying { dirty } => {
+                    *dirty |= work != Work::Read;
+                    orders.push(Order::Lead { op, follow: false });
+                }
+                // The route became synced while the key was busy in first-touch mode.
+                _ => entry.queue.push_back((op, work)),
+            }
+            return;
+        }
+        let follow = match work {
+            Work::Read | Work::Hold | Work::Touch => false,
+            Work::Overwrite => true,
+            Work::Update => synced || self.present.has(generation, key),
+            Work::Opaque => false,
+        };
+        orders.push(Order::Lead { op, follow });
+        if !follow && matches!(work, Work::Update | Work::Opaque) {
+            self.entries.insert(key.clone(), Entry::new(Stage::Copying { dirty: false }));
+            orders.push(Order::Dump { key: key.clone() });
+        }
+    }
+
+    /// First-touch: an operation on a key that is not busy.
+    fn begin(&mut self, key: &Bytes, op: O, work: Work, generation: u32, orders: &mut Vec<Order<O>>) {
+        let entry = self.entries.get_mut(key);
+        let settled = self.present.has(generation, key) || entry.as_ref().is_some_and(|entry| entry.diverged);
+        if !settled && work != Work::Overwrite {
+            let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Fetching));
+            entry.stage = Stage::Fetching;
+            entry.queue.push_front((op, work));
+            orders.push(Order::Fetch { key: key.clone() });
+            return;
+        }
+        let stage = match work {
+            // On a key that nobody is writing a read needs no entry: the link keeps it before any later write.
+            Work::Read => return orders.push(Order::Lead { op, follow: false }),
+            Work::Touch => return orders.push(Order::Reply { op }),
+            Work::Hold => {
+                orders.push(Order::Granted { op: op.clone() });
+                Stage::Held { op }
+            }
+            Work::Overwrite | Work::Update | Work::Opaque => {
+                let follow = work != Work::Opaque;
+                orders.push(Order::Lead { op: op.clone(), follow });
+                Stage::Running { op, work }
+            }
+        };
+        self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle)).stage = stage;
+    }
+
+    /// Asks for a copy leader to follower; `op` gets `Reply` when the stores were equal once after this call, or
+    /// `Unavailable` if the copy failed (the key is then diverged). Mirror mode only; in first-touch mode take a `Hold`.
+    pub fn resync(&mut self, key: &Bytes, op: O, orders: &mut Vec<Order<O>>) {
+        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle));
+        entry.waiters.push(op);
+        match &mut entry.stage {
+            Stage::Idle => {
+                entry.stage = Stage::Copying { dirty: false };
+                orders.push(Order::Dump { key: key.clone() });
+            }
+            Stage::Copying { dirty } => *dirty = true,
+            // Busy in first-touch mode: whatever is going on ends with both stores equal.
+            _ => orders.extend(entry.waiters.pop().map(|op| Order::Reply { op })),
+        }
+    }
+
+    /// The leader answered an operation that had been ordered with `Lead`. In mirror mode the client has its reply.
+    /// `Order::Follow` comes out if the effect is to be sent.
+    pub fn led(&mut self, key: &Bytes, op: O, follow: bool, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+        let Some(entry) = self.entries.get_mut(key) else {
+            match outcome {
+                Outcome::Done if follow => orders.push(Order::Follow { op }),
+                Outcome::Doubt => self.diverge(key, orders),
+                _ => {}
+            }
+            return;
+        };
+        match &mut entry.stage {
+            Stage::Running { op: running, work } if *running == op => match outcome {
+                Outcome::Done if *work == Work::Opaque => {
+                    entry.stage = Stage::Settling { op };
+                    orders.push(Order::Dump { key: key.clone() });
+                }
+                Outcome::Done => {
+                    entry.stage = Stage::Following { op: op.clone() };
+                    orders.push(Order::Follow { op });
+                }
+                Outcome::Refused => {
+                    orders.push(Order::Reply { op });
+                    self.next(key, generation, orders);
+                }
+                Outcome::Doubt => self.journal(key, Some(op), orders),
+            },
+            // A write that was sent before the copy or the divergence began: the next dump stands behind it.
+            Stage::Copying { dirty } => *dirty |= outcome == Outcome::Doubt,
+            _ => {}
+        }
+    }
+
+    /// The follower answered an effect. `whole`: the effect leaves a whole value (an overwrite).
+    pub fn followed(&mut self, key: &Bytes, op: O, outcome: Outcome, whole: bool, generation: u32, orders: &mut Vec<Order<O>>) {
+        if let Some(entry) = self.entries.get_mut(key)
+            && matches!(&entry.stage, Stage::Following { op: following } if *following == op)
+        {
+            match outcome {
+                Outcome::Done => {
+                    // Only an overwrite or a copy ends a divergence.
+                    if entry.diverged && !whole {
+                        return self.journal(key, Some(op), orders);
+                    }
+                    self.settle(key, generation, orders);
+                    orders.push(Order::Reply { op });
+                    self.next(key, generation, orders);
+                }
+                Outcome::Refused | Outcome::Doubt => self.journal(key, Some(op), orders),
+            }
+            return;
+        }
+        match outcome {
+            Outcome::Done if whole && !self.entries.contains_key(key) => self.present.add(generation, key),
+            Outcome::Done => {}
+            Outcome::Refused | Outcome::Doubt => self.diverge(key, orders),
+        }
+    }
+
+    /// The dump came back (or did not): `Refused` is not possible but for a broken leader, and then counts as doubt.
+    pub fn dumped(&mut self, key: &Bytes, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+        match outcome {
+            Outcome::Done => orders.push(Order::Restore { key: key.clone() }),
+            Outcome::Refused | Outcome::Doubt => self.restored(key, Outcome::Doubt, generation, orders),
+        }
+    }
+
+    /// The follower took the copy, or did not.
+    pub fn restored(&mut self, key: &Bytes, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        match &mut entry.stage {
+            Stage::Copying { dirty } if outcome == Outcome::Done => {
+                if *dirty {
+                    *dirty = false;
+                    return orders.push(Order::Dump { key: key.clone() });
+                }
+                orders.extend(entry.waiters.drain(..).map(|op| Order::Reply { op }));
+                self.settle(key, generation, orders);
+                self.next(key, generation, orders);
+            }
+            Stage::Copying { .. } => {
+                orders.extend(entry.waiters.drain(..).map(|op| Order::Unavailable { op }));
+                entry.stage = Stage::Idle;
+                self.diverge(key, orders);
+                self.next(key, generation, orders);
+            }
+            Stage::Settling { op } => {
+                let op = op.clone();
+                if outcome == Outcome::Done {
+                    self.settle(key, generation, orders);
+                    orders.push(Order::Reply { op });
+                    self.next(key, generation, orders);
+                } else {
+                    self.journal(key, Some(op), orders);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The first touch brought the key over, or found that there is none; or it failed.
+    pub fn fetched(&mut self, key: &Bytes, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        if outcome == Outcome::Done {
+            self.present.add(generation, key);
+            return self.next(key, generation, orders);
+        }
+        orders.extend(entry.queue.drain(..).map(|(op, _)| Order::Unavailable { op }));
+        self.next(key, generation, orders);
+    }
+
+    /// The journal has the key on disk.
+    pub fn journaled(&mut self, key: &Bytes, generation: u32, orders: &mut Vec<Order<O>>) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        if let Stage::Journaling { op } = &mut entry.stage {
+            orders.extend(op.take().map(|op| Order::Reply { op }));
+            self.next(key, generation, orders);
+        }
+    }
+
+    /// The holder of a key is done. `Done`: it may have changed the key, so it is copied; `Refused`: it surely did not;
+    /// `Doubt`: nobody knows. `Reply` follows when the key is free again.
+    pub fn release(&mut self, key: &Bytes, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Stage::Held { op } = &entry.stage else { return };
+        let op = op.clone();
+        match outcome {
+            Outcome::Refused => {
+                orders.push(Order::Reply { op });
+                self.next(key, generation, orders);
+            }
+            Outcome::Done => {
+                entry.stage = Stage::Settling { op };
+                orders.push(Order::Dump { key: key.clone() });
+            }
+            Outcome::Doubt => self.journal(key, Some(op), orders),
+        }
+    }
+
+    /// Begins to repair up to `max` diverged keys for which nothing is in flight; the engine calls it from time to time.
+    pub fn repair(&mut self, max: usize, may: impl Fn(&Bytes) -> bool, orders: &mut Vec<Order<O>>) {
+        if self.diverged_count == 0 {
+            return;
+        }
+        let idle = self.entries.iter_mut().filter(|(_, entry)| entry.diverged && matches!(entry.stage, Stage::Idle));
+        for (key, entry) in idle.filter(|(key, _)| may(key)).take(max) {
+            entry.stage = Stage::Copying { dirty: false };
+            orders.push(Order::Dump { key: key.clone() });
+        }
+    }
+
+    /// Takes a key for diverged from outside: the journal of an earlier run.
+    pub fn recover(&mut self, key: &Bytes, orders: &mut Vec<Order<O>>) {
+        self.diverge(key, orders);
+    }
+
+    /// Forgets the diverged keys that `of` names: their route has no follower any more, or is in doubt as a whole.
+    pub fn forget(&mut self, of: impl Fn(&Bytes) -> bool) -> usize {
+        let before = self.entries.len();
+        let count = &mut self.diverged_count;
+        self.entries.retain(|key, entry| {
+            let gone = matches!(entry.stage, Stage::Idle) && of(key);
+            *count -= usize::from(gone && entry.diverged);
+            !gone
+        });
+        before - self.entries.len()
+    }
+
+    /// Whether anything is in flight for a key that `of` names.
+    pub fn is_busy(&self, of: impl Fn(&Bytes) -> bool) -> bool {
+        self.entries.iter().any(|(key, entry)| !matches!(entry.stage, Stage::Idle) && of(key))
+    }
+
+    fn diverge(&mut self, key: &Bytes, orders: &mut Vec<Order<O>>) {
+        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle));
+        if !entry.diverged {
+            entry.diverged = true;
+            self.diverged_count += 1;
+            orders.push(Order::Diverged { key: key.clone() });
+        }
+        // A copy whose dump stands before the doubtful write does not prove it right.
+        if let Stage::Copying { dirty } = &mut entry.stage {
+            *dirty = true;
+        }
+    }
+
+    fn journal(&mut self, key: &Bytes, op: Option<O>, orders: &mut Vec<Order<O>>) {
+        self.diverge(key, orders);
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.stage = Stage::Journaling { op };
+            orders.push(Order::Journal { key: key.clone() });
+        }
+    }
+
+    /// Both stores are known to hold the same for this key.
+    fn settle(&mut self, key: &Bytes, generation: u32, orders: &mut Vec<Order<O>>) {
+        self.present.add(generation, key);
+        if let Some(entry) = self.entries.get_mut(key)
+            && std::mem::take(&mut entry.diverged)
+        {
+            self.diverged_count -= 1;
+            orders.push(Order::Repaired { key: key.clone() });
+        }
+    }
+
+    /// Nothing is in flight for the key: takes what waits, or forgets the entry.
+    fn next(&mut self, key: &Bytes, generation: u32, orders: &mut Vec<Order<O>>) {
+        loop {
+            let Some(entry) = self.entries.get_mut(key) else { return };
+            entry.stage = Stage::Idle;
+            let Some((op, work)) = entry.queue.pop_front() else {
+                if !entry.diverged {
+                    self.entries.remove(key);
+                }
+                return;
+            };
+            self.begin(key, op, work, generation, orders);
+            match self.entries.get(key) {
+                Some(entry) if matches!(entry.stage, Stage::Idle) => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+/// A bounded set of keys known to be whole on both stores. Kept as 128-bit keyed hashes: 16 bytes a key, and a
+/// collision, which would trust a key wrongly, is out of reach by chance (2^-64 at 2^32 keys) and by intent (random seeds).
+/// When full it is emptied: forgetting is always safe and costs one more copy a key.
+#[derive(Debug)]
+struct Presence {
+    keys: HashSet<(u64, u64)>,
+    seeds: (RandomState, RandomState),
+    keys_max: usize,
+}
+
+impl Presence {
+    fn new(keys_max: usize) -> Self {
+        Self { keys: HashSet::new(), seeds: (RandomState::new(), RandomState::new()), keys_max }
+    }
+
+    fn hash(&self, generation: u32, key: &[u8]) -> (u64, u64) {
+        (self.seeds.0.hash_one((generation, key)), self.seeds.1.hash_one((generation, key)))
+    }
+
+    fn has(&self, generation: u32, key: &[u8]) -> bool {
+        !self.keys.is_empty() && self.keys.contains(&self.hash(generation, key))
+    }
+
+    fn add(&mut self, generation: u32, key: &[u8]) {
+        if self.keys.len() >= self.keys_max {
+            self.keys.clear();
+        }
+        self.keys.insert(self.hash(generation, key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Bytes {
+        Bytes::from_static(b"provider:7:cart")
+    }
+
+    const UNSYNCED: Mode = Mode::Mirror { synced: false };
+
+    #[test]
+    fn an_update_of_a_key_that_the_follower_may_lack_is_copied_and_later_ones_are_repeated() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Update, UNSYNCED, 0, &mut orders);
+        assert_eq!(orders, [Order::Lead { op: 1, follow: false }, Order::Dump { key: key() }]);
+        orders.clear();
+        lane.led(&key(), 1, false, Outcome::Done, 0, &mut orders);
+        lane.dumped(&key(), Outcome::Done, 0, &mut orders);
+        lane.restored(&key(), Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Restore { key: key() }]);
+        assert_eq!(lane.sizes(), (0, 0));
+        orders.clear();
+        lane.arrive(&key(), 2, Work::Update, UNSYNCED, 0, &mut orders);
+        lane.led(&key(), 2, true, Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Lead { op: 2, follow: true }, Order::Follow { op: 2 }]);
+    }
+
+    #[test]
+    fn presence_of_an_older_generation_counts_for_nothing() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.followed(&key(), 1, Outcome::Done, true, 0, &mut orders);
+        lane.arrive(&key(), 2, Work::Update, UNSYNCED, 1, &mut orders);
+        assert_eq!(orders, [Order::Lead { op: 2, follow: false }, Order::Dump { key: key() }]);
+    }
+
+    #[test]
+    fn a_write_behind_the_dump_makes_the_copy_be_taken_again() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Update, UNSYNCED, 0, &mut orders);
+        lane.arrive(&key(), 2, Work::Overwrite, UNSYNCED, 0, &mut orders);
+        orders.clear();
+        lane.dumped(&key(), Outcome::Done, 0, &mut orders);
+        lane.restored(&key(), Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Restore { key: key() }, Order::Dump { key: key() }]);
+    }
+
+    #[test]
+    fn a_failed_effect_is_divergence_until_a_copy_succeeded() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.followed(&key(), 1, Outcome::Doubt, false, 0, &mut orders);
+        assert_eq!(orders, [Order::Diverged { key: key() }]);
+        orders.clear();
+        lane.repair(10, |_| true, &mut orders);
+        lane.dumped(&key(), Outcome::Done, 0, &mut orders);
+        lane.restored(&key(), Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Dump { key: key() }, Order::Restore { key: key() }, Order::Repaired { key: key() }]);
+        assert_eq!(lane.sizes(), (0, 0));
+    }
+
+    #[test]
+    fn in_first_touch_mode_a_key_is_fetched_once_and_a_write_is_answered_when_both_have_it() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Read, Mode::FirstTouch, 0, &mut orders);
+        lane.arrive(&key(), 2, Work::Update, Mode::FirstTouch, 0, &mut orders);
+        lane.arrive(&key(), 3, Work::Read, Mode::FirstTouch, 0, &mut orders);
+        assert_eq!(orders, [Order::Fetch { key: key() }]);
+        orders.clear();
+        lane.fetched(&key(), Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Lead { op: 1, follow: false }, Order::Lead { op: 2, follow: true }]);
+        orders.clear();
+        lane.led(&key(), 2, true, Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Follow { op: 2 }]);
+        orders.clear();
+        lane.followed(&key(), 2, Outcome::Done, false, 0, &mut orders);
+        assert_eq!(orders, [Order::Reply { op: 2 }, Order::Lead { op: 3, follow: false }]);
+        assert_eq!(lane.sizes(), (0, 0));
+    }
+
+    #[test]
+    fn a_delete_that_did_not_reach_the_follower_is_journaled_before_the_reply_and_never_fetched_back() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Overwrite, Mode::FirstTouch, 0, &mut orders);
+        lane.led(&key(), 1, true, Outcome::Done, 0, &mut orders);
+        orders.clear();
+        lane.followed(&key(), 1, Outcome::Doubt, true, 0, &mut orders);
+        assert_eq!(orders, [Order::Diverged { key: key() }, Order::Journal { key: key() }]);
+        orders.clear();
+        lane.journaled(&key(), 0, &mut orders);
+        lane.arrive(&key(), 2, Work::Read, Mode::FirstTouch, 0, &mut orders);
+        assert_eq!(orders, [Order::Reply { op: 1 }, Order::Lead { op: 2, follow: false }]);
+    }
+}

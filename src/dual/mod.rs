@@ -1,2 +1,3 @@
 //! The dual-write engine.
+pub mod gate;
 pub mod lane;

@@ -1,0 +1,118 @@
+//! The pause of one route: what is in flight, and the wait until nothing is.
+//!
+//! Pure. A worker has two gates, one for its sessions and one for its lanes. A request is counted in under a *ticket* and
+//! counted out by it. Counts are kept in a small array by route hash, so that counting costs an add; routes that share a
+//! cell only make a drain wait for each other's requests. Each drain begins a new epoch, and what arrives later counts in
+//! the other half: a drain waits for requests older than itself only, however busy the others that share its cell are.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+
+/// Cells an epoch: 16 KiB of counters a worker, and of 100 routes in traffic hardly any share one.
+const CELLS: usize = 4096;
+
+/// Proof of having been counted in; hand it to [`Gate::leave`] exactly once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(u16);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Gate {
+    counts: Vec<Cell<u32>>,
+    epoch: Cell<usize>,
+    closed: RefCell<Option<HashSet<u64>>>,
+    is_closing: Cell<bool>,
+    waits_for_all: Cell<bool>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            counts: vec![Cell::new(0); 2 * CELLS],
+            epoch: Cell::new(0),
+            closed: RefCell::new(None),
+            is_closing: Cell::new(false),
+            waits_for_all: Cell::new(false),
+        }
+    }
+}
+
+impl Gate {
+    /// Counts a request of the route in.
+    pub fn enter(&self, route_hash: u64) -> Ticket {
+        let cell = self.epoch.get() * CELLS + cell_of(route_hash);
+        self.counts[cell].set(self.counts[cell].get() + 1);
+        Ticket(cell as u16)
+    }
+
+    /// Counts it out.
+    pub fn leave(&self, ticket: Ticket) {
+        let cell = &self.counts[usize::from(ticket.0)];
+        debug_assert!(cell.get() > 0, "a ticket is used once");
+        cell.set(cell.get().saturating_sub(1));
+    }
+
+    /// Whether new requests of the route have to wait.
+    #[inline]
+    pub fn is_closed(&self, route_hash: u64) -> bool {
+        self.is_closing.get() && self.closed.borrow().as_ref().is_some_and(|routes| routes.contains(&route_hash))
+    }
+
+    /// Closes the gate for these routes and begins a new epoch; see [`Gate::is_drained`].
+    ///
+    /// `all`: the routes stand for many providers (a range, `new_providers`), whose requests were counted in under hashes
+    /// of their own; the drain then waits for every older request.
+    pub fn close(&self, routes: HashSet<u64>, all: bool) {
+        self.epoch.set(1 - self.epoch.get());
+        self.waits_for_all.set(all);
+        *self.closed.borrow_mut() = Some(routes);
+        self.is_closing.set(true);
+    }
+
+    /// Whether nothing of the closed routes is in flight that was counted in before the gate was closed.
+    pub fn is_drained(&self) -> bool {
+        let old = (1 - self.epoch.get()) * CELLS;
+        if self.waits_for_all.get() {
+            return self.counts[old..old + CELLS].iter().all(|count| count.get() == 0);
+        }
+        let closed = self.closed.borrow();
+        closed.as_ref().is_none_or(|routes| routes.iter().all(|route| self.counts[old + cell_of(*route)].get() == 0))
+    }
+
+    /// Lets the routes go on.
+    pub fn open(&self) {
+        *self.closed.borrow_mut() = None;
+        self.is_closing.set(false);
+    }
+
+    /// How many requests are in flight.
+    pub fn in_flight(&self) -> u64 {
+        self.counts.iter().map(|cell| u64::from(cell.get())).sum()
+    }
+}
+
+fn cell_of(route_hash: u64) -> usize {
+    (route_hash as usize) % CELLS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_waits_for_older_requests_of_its_route_only() {
+        let gate = Gate::default();
+        let (old, other) = (gate.enter(7), gate.enter(8));
+        gate.close(HashSet::from([7]), false);
+        assert!(gate.is_closed(7) && !gate.is_closed(8));
+        let sharing = gate.enter(7 + CELLS as u64);
+        assert!(!gate.is_drained());
+        gate.leave(old);
+        assert!(gate.is_drained(), "neither the other route nor one that shares the cell delays it");
+        gate.leave(sharing);
+        gate.leave(other);
+        gate.open();
+        assert!(!gate.is_closed(7));
+        assert_eq!(gate.in_flight(), 0);
+    }
+}
