@@ -384,6 +384,21 @@ impl<O: Clone + PartialEq> Lane<O> {
         self.diverge(key, orders);
     }
 
+    /// The operation that holds the key, if one does.
+    pub fn holder(&self, key: &Bytes) -> Option<O> {
+        match &self.entries.get(key)?.stage {
+            Stage::Held { op } => Some(op.clone()),
+            _ => None,
+        }
+    }
+
+    /// Forgets a key for which nothing more can be done: its route lost its follower.
+    pub fn abandon(&mut self, key: &Bytes) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.diverged_count -= usize::from(entry.diverged);
+        }
+    }
+
     /// Forgets the diverged keys that `of` names: their route has no follower any more, or is in doubt as a whole.
     pub fn forget(&mut self, of: impl Fn(&Bytes) -> bool) -> usize {
         let before = self.entries.len();

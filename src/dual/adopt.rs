@@ -1,0 +1,205 @@
+//! From a newly read table to the adopted one: judge, close, drain in the sessions and then in the lanes, judge again,
+//! install, open. Runs on the control thread, one adoption at a time. A table that is refused changes nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::dual::engine::{Message, Peers, Stage};
+use crate::dual::state::{RouteRecord, Snapshot, StateFile};
+use crate::routing::flip::{self, Flip, RouteFacts};
+use crate::routing::{Phase, RouteName, RoutingSpec, Table};
+
+/// Why a table was not adopted: one text a refused flip, each naming the route and what to do.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct Refused(pub Vec<String>);
+
+/// What an adoption did.
+#[derive(Clone, Debug)]
+pub struct Adopted {
+    pub version: u64,
+    pub flips: Vec<Flip>,
+    pub took: Duration,
+}
+
+/// See the module.
+pub struct Adopter {
+    table: Arc<ArcSwap<Table>>,
+    peers: Peers,
+    state: Mutex<StateFile>,
+    /// Guards the adoption as a whole: a second one waits. Held across the drain, by nobody on the byte path.
+    turn: tokio::sync::Mutex<()>,
+    flip_timeout: Duration,
+    refused: Mutex<Option<String>>,
+}
+
+impl Adopter {
+    /// `table` is the one that the workers were started with.
+    pub fn new(table: Arc<ArcSwap<Table>>, peers: Peers, state: StateFile, flip_timeout: Duration) -> Self {
+        Self {
+            table,
+            peers,
+            state: Mutex::new(state),
+            turn: tokio::sync::Mutex::new(()),
+            flip_timeout,
+            refused: Mutex::new(None),
+        }
+    }
+
+    /// The adopted table.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    /// Why the newest file was refused, if it was.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.lock().clone()
+    }
+
+    /// Notes that the newest file could not even be read.
+    pub fn note_refusal(&self, reason: String) {
+        *self.refused.lock() = Some(reason);
+    }
+
+    /// Adopts a table, or says why not.
+    pub async fn propose(&self, spec: &RoutingSpec) -> Result<Adopted, Refused> {
+        let outcome = self.adopt(spec).await;
+        *self.refused.lock() = outcome.as_ref().err().map(ToString::to_string);
+        match &outcome {
+            Ok(adopted) => {
+                for flip in &adopted.flips {
+                    tracing::info!(route = %flip.route, from = %flip.from, to = %flip.to, version = adopted.version, "flipped");
+                }
+            }
+            Err(refused) => tracing::error!(reason = %refused, "the new table is refused; the running one stays"),
+        }
+        outcome
+    }
+
+    async fn adopt(&self, spec: &RoutingSpec) -> Result<Adopted, Refused> {
+        let _turn = self.turn.lock().await;
+        let began = Instant::now();
+        let old = self.table.load_full();
+        let new = Arc::new(Table::build(spec, old.version() + 1, Some(&old)));
+        let flips = flip::flips(&old, &new);
+        let forced = |route: &RouteName| spec.is_forced(route);
+        self.wait_for_repairs(&old, &flips, forced).await?;
+        if !flips.is_empty() {
+            let closed = self.drain(&old, &flips).await;
+            // Effects that failed during the drain count too.
+            let judged = closed.and_then(|()| judge(&flips, &old, forced));
+            if let Err(refused) = judged {
+                self.install(&old);
+                return Err(refused);
+            }
+            self.begin_phases(&flips, &new);
+        }
+        if let Err(error) = self.save(&new, false) {
+            self.install(&old);
+            return Err(Refused(vec![format!("the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again")]));
+        }
+        self.table.store(new.clone());
+        self.install(&new);
+        Ok(Adopted { version: new.version(), flips, took: began.elapsed() })
+    }
+
+    /// Judges before anything is closed; open divergence gets `flip_timeout` to be repaired.
+    async fn wait_for_repairs(
+        &self,
+        old: &Table,
+        flips: &[Flip],
+        forced: impl Fn(&RouteName) -> bool + Copy,
+    ) -> Result<(), Refused> {
+        let deadline = Instant::now() + self.flip_timeout;
+        loop {
+            let judged = judge(flips, old, forced);
+            let waits = flips.iter().any(|flip| facts(old, &flip.route).divergence > 0);
+            if judged.is_ok() || !waits || Instant::now() >= deadline {
+                return judged;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Closes the flipping routes on every worker and waits until nothing of them is in flight.
+    async fn drain(&self, old: &Table, flips: &[Flip]) -> Result<(), Refused> {
+        let mut routes: Vec<u64> = flips.iter().map(|flip| flip.route.route_hash()).collect();
+        let is_many = |route: &RouteName| !matches!(route, RouteName::Provider(_) | RouteName::Prefix(_));
+        // A line that covers many providers closes all that the old table sent there.
+        routes.extend(flips.iter().filter_map(|flip| old.find(&flip.route)).map(|route| route.hash));
+        let all = flips.iter().any(|flip| is_many(&flip.route));
+        let deadline = tokio::time::Instant::now() + self.flip_timeout;
+        for stage in [Stage::Sessions, Stage::Lanes] {
+            let close = |worker: usize| {
+                let (drained, wait) = oneshot::channel();
+                self.peers.send(worker, Message::Close { stage, routes: routes.clone(), all, drained });
+                wait
+            };
+            let waits: Vec<_> = (0..self.peers.0.len()).map(close).collect();
+            for wait in waits {
+                if !matches!(tokio::time::timeout_at(deadline, wait).await, Ok(Ok(()))) {
+                    return Err(Refused(vec![format!(
+                        "what is in flight for {} did not end within flip_timeout ({:?}); see which store is slow with `cutover status`, then save proxy.toml again",
+                        flips.iter().map(|flip| flip.route.to_string()).collect::<Vec<_>>().join(", "),
+                        self.flip_timeout
+                    )]));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the workers go on under `table`.
+    fn install(&self, table: &Arc<Table>) {
+        for worker in 0..self.peers.0.len() {
+            self.peers.send(worker, Message::Open { table: table.clone() });
+        }
+    }
+
+    /// What a new phase begins with. A route that was on the cluster before may have left stale keys there, which only a
+    /// whole backfill finds: it is in doubt until then.
+    fn begin_phases(&self, flips: &[Flip], new: &Table) {
+        let state = self.state.lock();
+        for flip in flips {
+            let Some(dual) = new.find(&flip.route).and_then(|route| route.dual.clone()) else { continue };
+            if flip.from == Phase::Standalone && state.has_stale_cluster_keys(&flip.route.to_string()) {
+                tracing::warn!(route = %flip.route, "the cluster may hold old keys of this route; it is in doubt until `cutover backfill` has gone through it");
+                dual.set_in_doubt(true);
+            }
+        }
+    }
+
+    /// Writes the state file; `clean` at a regular end only.
+    pub fn save(&self, table: &Table, clean: bool) -> std::io::Result<()> {
+        let routes = table.routes().iter().filter(|route| route.phase != Phase::Standalone || route.dual.is_some());
+        let records = routes.map(|route| RouteRecord {
+            route: route.name.to_string(),
+            phase: route.phase.to_string(),
+            coverage: route.dual.as_ref().map(|dual| dual.coverage().to_string()),
+            in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt()),
+        });
+        let snapshot = Snapshot { version: table.version(), clean, routes: records.collect() };
+        self.state.lock().save(&snapshot)
+    }
+}
+
+fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Result<(), Refused> {
+    let facts = |route: &RouteName| facts(old, route);
+    flip::judge(flips, facts, forced)
+        .map_err(|refused| Refused(refused.iter().map(ToString::to_string).collect()))
+}
+
+fn facts(table: &Table, route: &RouteName) -> RouteFacts {
+    let dual = table.covering(route).and_then(|route| route.dual.clone());
+    RouteFacts {
+        coverage: dual.as_ref().map(|dual| dual.coverage()),
+        divergence: dual.as_ref().map_or(0, |dual| dual.divergence()),
+        in_doubt: dual.as_ref().is_some_and(|dual| dual.is_in_doubt()),
+        untouched: false,
+    }
+}
+

@@ -1,0 +1,39 @@
+//! Every error that an application can get from the proxy itself: a first word that its library knows, the command, the
+//! reason, and no host or secret.
+
+use bytes::BytesMut;
+
+use crate::resp::write;
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("ERR unknown command '{0}'")]
+    UnknownCommand(String),
+    #[error("ERR wrong number of arguments for '{0}' command")]
+    WrongArity(String),
+    #[error("ERR syntax error")]
+    Syntax,
+    #[error("CROSSSLOT '{command}' cannot run: {reason}")]
+    CrossSlot { command: String, reason: &'static str },
+    #[error("ERR '{command}' is not available through cutover: {reason}")]
+    NotSupported { command: String, reason: &'static str },
+    #[error("ERR cutover: the store that holds this key cannot be reached; nothing was changed")]
+    StoreDown,
+    #[error("ERR cutover: the store did not answer; whether the command ran is not known")]
+    UnknownOutcome,
+    #[error("ERR max number of clients reached")]
+    TooManyClients,
+    #[error("ERR {0}")]
+    Text(String),
+    /// An error with its own first word.
+    #[error("{0}")]
+    Verbatim(String),
+}
+
+impl Refusal {
+    /// Appends the error as a reply.
+    pub fn write(&self, out: &mut BytesMut) {
+        write::error(out, &self.to_string());
+    }
+}
