@@ -1,0 +1,464 @@
+//! One multiplexed connection to a node: requests go out in the order of `send`, replies come back in that order.
+//!
+//! Nothing is written while reading: `send` appends to the out-buffer and marks the link dirty, [`Link::flush`] gives the
+//! socket one gathered write. Small requests are copied behind each other, large ones are kept as they are. What has been
+//! written and has no reply when the link ends is of unknown outcome; what has not been written surely did not run.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
+
+use crate::resp::reply::{self, Protocol};
+use crate::resp::scan::ReplyScanner;
+use crate::store::private_link::greet;
+use crate::store::{LinkError, Login, Reply, Timeouts};
+
+/// Requests and replies of this size and more are passed on without a copy; a copy of less costs under 1 µs.
+pub const LARGE_BYTES: usize = 16 << 10;
+/// What one read takes at most when no frame asks for more.
+const READ_BYTES: usize = 64 << 10;
+/// Buffers in one gathered write; Linux takes up to 1,024.
+const SLICES_MAX: usize = 64;
+
+/// Who gets a reply.
+pub trait Pending: 'static {
+    /// One whole reply.
+    fn reply(self, reply: Reply<'_>);
+    /// The link ended. `error` says whether the request may have run.
+    fn failed(self, error: LinkError);
+}
+
+struct Entry<P> {
+    /// `None`: the reply to a HELLO that the link put in by itself.
+    pending: Option<P>,
+    /// Replies that come before the one that counts (MULTI and its QUEUEDs).
+    skip: u32,
+    first_error: Option<Bytes>,
+    /// Where the request begins in all that was ever appended.
+    begin: u64,
+    sent: Instant,
+}
+
+/// Bytes to be written: large chunks as they are, small ones copied together.
+#[derive(Default)]
+pub struct OutBuffer {
+    chunks: VecDeque<Bytes>,
+    tail: BytesMut,
+    bytes: usize,
+}
+
+impl OutBuffer {
+    /// Appends; large ones are kept without a copy.
+    pub fn push(&mut self, bytes: &Bytes) {
+        if bytes.len() < LARGE_BYTES {
+            return self.copy(bytes);
+        }
+        if !self.tail.is_empty() {
+            self.chunks.push_back(self.tail.split().freeze());
+        }
+        self.chunks.push_back(bytes.clone());
+        self.bytes += bytes.len();
+    }
+
+    /// Appends a copy.
+    pub fn copy(&mut self, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+        self.bytes += bytes.len();
+    }
+
+    /// How much is to be written.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing is.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Writes as much as the socket takes; gives the bytes written. Memory is given back when all is out.
+    pub fn write_to(&mut self, stream: &OwnedWriteHalf) -> std::io::Result<usize> {
+        let mut total = 0;
+        while self.bytes > 0 {
+            let written = if self.chunks.is_empty() {
+                stream.try_write(&self.tail)
+            } else {
+                let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
+                let slices: smallvec::SmallVec<[IoSlice<'_>; SLICES_MAX]> =
+                    self.chunks.iter().map(|chunk| &chunk[..]).chain(tail).take(SLICES_MAX).map(IoSlice::new).collect();
+                stream.try_write_vectored(&slices)
+            };
+            match written {
+                Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    self.advance(written);
+                    total += written;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if self.bytes == 0 && self.tail.capacity() > READ_BYTES {
+            self.tail = BytesMut::new();
+        }
+        Ok(total)
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        self.bytes -= written;
+        while let Some(chunk) = self.chunks.front_mut() {
+            if written < chunk.len() {
+                return chunk.advance(written);
+            }
+            written -= chunk.len();
+            self.chunks.pop_front();
+        }
+        if written == self.tail.len() {
+            self.tail.clear();
+        } else {
+            self.tail.advance(written);
+        }
+    }
+}
+
+/// A list of sockets that have something to write; the worker's flusher empties it once a turn.
+pub struct Dirty<T> {
+    list: RefCell<Vec<Rc<T>>>,
+    wake: Rc<Notify>,
+}
+
+impl<T> Dirty<T> {
+    /// `wake` is told when the list ceases to be empty.
+    pub fn new(wake: Rc<Notify>) -> Self {
+        Self { list: RefCell::new(Vec::new()), wake }
+    }
+
+    /// Marks; the caller sees to it that a socket is marked once.
+    pub fn mark(&self, item: Rc<T>) {
+        let mut list = self.list.borrow_mut();
+        if list.is_empty() {
+            self.wake.notify_one();
+        }
+        list.push(item);
+    }
+
+    /// Takes all that are marked.
+    pub fn take(&self) -> Vec<Rc<T>> {
+        std::mem::take(&mut self.list.borrow_mut())
+    }
+}
+
+/// Which node, and how to greet it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub address: Arc<str>,
+    pub login: Login,
+    pub db: u32,
+    pub timeouts: Timeouts,
+}
+
+/// See the module.
+pub struct Link<P> {
+    endpoint: Endpoint,
+    stream: RefCell<Option<Rc<OwnedWriteHalf>>>,
+    out: RefCell<OutBuffer>,
+    entries: RefCell<VecDeque<Entry<P>>>,
+    appended: Cell<u64>,
+    written: Cell<u64>,
+    protocol: Cell<Protocol>,
+    is_marked: Cell<bool>,
+    dirty: Rc<Dirty<Link<P>>>,
+    now: Rc<Cell<Instant>>,
+    queue_bytes_max: usize,
+    /// Set while the link tries to connect; the error of the last try.
+    last_error: RefCell<Option<String>>,
+    is_up: Cell<bool>,
+    ended: Cell<bool>,
+    /// Told when the socket takes bytes again, or when the link is to be closed.
+    writable: Notify,
+    close: Notify,
+    server_id: Cell<i64>,
+    answered: Cell<u64>,
+    requests: Cell<u64>,
+}
+
+impl<P: Pending> Link<P> {
+    /// A link that connects by itself and again after every loss, until it is dropped by [`Link::end`].
+    pub fn start(endpoint: Endpoint, dirty: Rc<Dirty<Link<P>>>, now: Rc<Cell<Instant>>, queue_bytes_max: usize) -> Rc<Self> {
+        let link = Rc::new(Self {
+            endpoint,
+            stream: RefCell::new(None),
+            out: RefCell::new(OutBuffer::default()),
+            entries: RefCell::new(VecDeque::new()),
+            appended: Cell::new(0),
+            written: Cell::new(0),
+            protocol: Cell::new(Protocol::Resp2),
+            is_marked: Cell::new(false),
+            dirty,
+            now,
+            queue_bytes_max,
+            last_error: RefCell::new(None),
+            is_up: Cell::new(false),
+            ended: Cell::new(false),
+            writable: Notify::new(),
+            close: Notify::new(),
+            server_id: Cell::new(0),
+            answered: Cell::new(0),
+            requests: Cell::new(0),
+        });
+        tokio::task::spawn_local(link.clone().run());
+        link
+    }
+
+    /// The host part of the node's address.
+    pub fn host(&self) -> &str {
+        self.endpoint.address.rsplit_once(':').map_or(&self.endpoint.address, |(host, _)| host)
+    }
+
+    /// Whether the node answers.
+    pub fn is_up(&self) -> bool {
+        self.is_up.get()
+    }
+
+    /// How many requests were ever sent, and how many of these are over: who remembers the first number knows by the
+    /// second when everything sent before has been answered.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.requests.get(), self.answered.get())
+    }
+
+    /// Appends a request of which the last of `replies` counts. Gives `pending` back, with the reason, when nothing was sent.
+    pub fn send(self: &Rc<Self>, request: &Bytes, replies: u32, protocol: Option<Protocol>, pending: P) -> Result<(), (P, LinkError)> {
+        if !self.is_up.get() {
+            let reason = self.last_error.borrow().clone();
+            // A link that has never tried yet is given the time of its first connection.
+            if let Some(reason) = reason {
+                return Err((pending, LinkError::Down(reason)));
+            }
+        }
+        let mut out = self.out.borrow_mut();
+        if out.len() + request.len() > self.queue_bytes_max && !out.is_empty() {
+            return Err((pending, LinkError::Overflow));
+        }
+        let mut entries = self.entries.borrow_mut();
+        let sent = self.now.get();
+        if let Some(wanted) = protocol
+            && wanted != self.protocol.get()
+        {
+            let hello: &[u8] = if wanted == Protocol::Resp3 { HELLO_3 } else { HELLO_2 };
+            out.copy(hello);
+            let begin = self.appended.replace(self.appended.get() + hello.len() as u64);
+            entries.push_back(Entry { pending: None, skip: 0, first_error: None, begin, sent });
+            self.protocol.set(wanted);
+        }
+        out.push(request);
+        let begin = self.appended.replace(self.appended.get() + request.len() as u64);
+        self.requests.set(self.requests.get() + 1);
+        entries.push_back(Entry { pending: Some(pending), skip: replies - 1, first_error: None, begin, sent });
+        drop((out, entries));
+        self.mark();
+        Ok(())
+    }
+
+    fn mark(self: &Rc<Self>) {
+        if !self.is_marked.replace(true) {
+            self.dirty.mark(self.clone());
+        }
+    }
+
+    /// Writes what is queued; the rest goes out when the socket takes it.
+    pub fn flush(&self) {
+        self.is_marked.set(false);
+        let Some(stream) = self.stream.borrow().clone() else { return };
+        if !self.is_up.get() {
+            return;
+        }
+        let mut out = self.out.borrow_mut();
+        match out.write_to(&stream) {
+            Ok(written) => {
+                self.written.set(self.written.get() + written as u64);
+                if !out.is_empty() {
+                    self.writable.notify_one();
+                }
+            }
+            Err(_) => self.close.notify_one(),
+        }
+    }
+
+    /// Closes the link when the oldest request has waited for too long.
+    pub fn tick(&self, now: Instant) {
+        let oldest = self.entries.borrow().front().map(|entry| entry.sent);
+        if self.is_up.get() && oldest.is_some_and(|sent| now.duration_since(sent) > self.endpoint.timeouts.reply) {
+            *self.last_error.borrow_mut() = Some("no reply in time".into());
+            self.close.notify_one();
+        }
+    }
+
+    /// Closes for good.
+    pub fn end(&self) {
+        self.ended.set(true);
+        self.close.notify_one();
+    }
+
+    async fn run(self: Rc<Self>) {
+        let mut backoff_ms = 10u64;
+        while !self.ended.get() {
+            let limit = self.endpoint.timeouts.connect;
+            let opened = tokio::time::timeout(limit, self.open()).await;
+            match opened.unwrap_or_else(|_| Err("no connection in time".into())) {
+                Ok(stream) => {
+                    backoff_ms = 10;
+                    self.serve(stream).await;
+                }
+                Err(reason) => {
+                    if self.last_error.borrow().as_ref() != Some(&reason) {
+                        tracing::warn!(node = %self.endpoint.address, %reason, "cannot connect; trying again");
+                    }
+                    self.fail(&reason, None);
+                }
+            }
+            // Full jitter, so that the workers' links don't come back in step; capped so that a store that returns is found soon.
+            tokio::time::sleep(std::time::Duration::from_millis(fastrand::u64(5..=backoff_ms.max(5)))).await;
+            backoff_ms = (backoff_ms * 2).min(500);
+        }
+        self.fail("the link was closed", None);
+    }
+
+    /// Connects, greets, and makes sure that nothing of the previous connection runs any more.
+    async fn open(&self) -> Result<TcpStream, String> {
+        let stream = TcpStream::connect(&*self.endpoint.address).await.map_err(|error| error.to_string())?;
+        let _ = stream.set_nodelay(true);
+        let mut stream = stream;
+        let id = greet(&mut stream, &self.endpoint, Protocol::Resp2, self.server_id.get()).await?;
+        self.server_id.set(id);
+        self.protocol.set(Protocol::Resp2);
+        Ok(stream)
+    }
+
+    async fn serve(self: &Rc<Self>, stream: TcpStream) {
+        let (mut reader, writer) = stream.into_split();
+        let stream = Rc::new(writer);
+        *self.stream.borrow_mut() = Some(stream.clone());
+        if self.last_error.borrow_mut().take().is_some() {
+            tracing::info!(node = %self.endpoint.address, "connected");
+        }
+        self.is_up.set(true);
+        self.mark();
+        let reason = tokio::select! {
+            reason = self.read(&mut reader) => reason,
+            reason = self.write(&stream) => reason,
+            () = self.close.notified() => self.last_error.borrow().clone().unwrap_or_else(|| "closed".into()),
+        };
+        if !self.ended.get() {
+            tracing::warn!(node = %self.endpoint.address, %reason, waiting = self.entries.borrow().len(), "link lost; connecting again");
+        }
+        let timed_out = reason == "no reply in time";
+        self.fail(&reason, Some(if timed_out { LinkError::TimedOut } else { LinkError::Lost }));
+    }
+
+    /// Writes on when a write was short.
+    async fn write(&self, stream: &OwnedWriteHalf) -> String {
+        loop {
+            self.writable.notified().await;
+            if let Err(error) = stream.writable().await {
+                return error.to_string();
+            }
+            self.flush();
+        }
+    }
+
+    async fn read(&self, stream: &mut OwnedReadHalf) -> String {
+        let mut buffer = BytesMut::new();
+        let mut scanner = ReplyScanner::default();
+        loop {
+            // Doubling rather than what the length promises: a length that lies costs no memory.
+            let wanted = scanner.wanted().saturating_sub(buffer.len()).clamp(READ_BYTES / 4, buffer.len().max(READ_BYTES));
+            buffer.reserve(wanted);
+            match stream.read_buf(&mut buffer).await {
+                Ok(0) => return "closed by the node".into(),
+                Ok(_) => self.now.set(Instant::now()),
+                Err(error) => return error.to_string(),
+            }
+            loop {
+                match scanner.scan(&buffer) {
+                    Ok(Some(length)) => {
+                        if let Err(reason) = self.take(&mut buffer, length) {
+                            return reason;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(error) => return error.to_string(),
+                }
+            }
+        }
+    }
+
+    /// Gives the reply in `buffer[..length]` to whom it belongs.
+    fn take(&self, buffer: &mut BytesMut, length: usize) -> Result<(), String> {
+        if reply::is_push(&buffer[..length]) {
+            buffer.advance(length);
+            return Ok(());
+        }
+        let mut entries = self.entries.borrow_mut();
+        let Some(entry) = entries.front_mut() else { return Err("a reply that nobody asked for".into()) };
+        if entry.skip > 0 {
+            entry.skip -= 1;
+            if reply::is_error(&buffer[..length]) && entry.first_error.is_none() {
+                entry.first_error = Some(Bytes::copy_from_slice(&buffer[..length]));
+            }
+            buffer.advance(length);
+            return Ok(());
+        }
+        let Some(Entry { pending, first_error, .. }) = entries.pop_front() else { return Ok(()) };
+        drop(entries);
+        let Some(pending) = pending else {
+            buffer.advance(length);
+            return Ok(());
+        };
+        self.answered.set(self.answered.get() + 1);
+        match first_error {
+            // The cause, not EXECABORT: a redirect in it sends the batch to where it belongs.
+            Some(error) => {
+                buffer.advance(length);
+                pending.reply(Reply::Whole(error));
+            }
+            None if length >= LARGE_BYTES => pending.reply(Reply::Whole(buffer.split_to(length).freeze())),
+            None => {
+                pending.reply(Reply::Small(&buffer[..length]));
+                buffer.advance(length);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends everything on the link. With `sent_error`, what was at least partly written gets it; the rest did not run.
+    fn fail(&self, reason: &str, sent_error: Option<LinkError>) {
+        self.is_up.set(false);
+        *self.stream.borrow_mut() = None;
+        *self.last_error.borrow_mut() = Some(reason.to_string());
+        let written = self.written.get();
+        let entries = std::mem::take(&mut *self.entries.borrow_mut());
+        *self.out.borrow_mut() = OutBuffer::default();
+        self.written.set(self.appended.get());
+        for entry in entries {
+            let was_sent = entry.begin < written;
+            let Some(pending) = entry.pending else { continue };
+            self.answered.set(self.answered.get() + 1);
+            match &sent_error {
+                Some(error) if was_sent => pending.failed(error.clone()),
+                _ => pending.failed(LinkError::Down(reason.to_string())),
+            }
+        }
+    }
+}
+
+const HELLO_2: &[u8] = b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n";
+const HELLO_3: &[u8] = b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n";

@@ -1,0 +1,124 @@
+//! A connection of one client's own, for what can't share a link: WATCH, blocking commands, subscriptions. Dropping it
+//! closes it at once, so that a client that went away takes nothing with it.
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::resp::reply::{self, Protocol};
+use crate::resp::scan::ReplyScanner;
+use crate::resp::write;
+use crate::store::LinkError;
+use crate::store::link::Endpoint;
+
+/// See the module.
+pub struct PrivateLink {
+    stream: TcpStream,
+    buffer: BytesMut,
+    scanner: ReplyScanner,
+    id: i64,
+}
+
+impl PrivateLink {
+    /// Connects and greets, bounded by the endpoint's connect time-out.
+    pub async fn connect(endpoint: &Endpoint, protocol: Protocol) -> Result<Self, LinkError> {
+        let open = async {
+            let mut stream = TcpStream::connect(&*endpoint.address).await.map_err(|error| error.to_string())?;
+            let _ = stream.set_nodelay(true);
+            let id = greet(&mut stream, endpoint, protocol, 0).await?;
+            Ok::<_, String>(Self { stream, buffer: BytesMut::new(), scanner: ReplyScanner::default(), id })
+        };
+        match tokio::time::timeout(endpoint.timeouts.connect, open).await {
+            Ok(opened) => opened.map_err(LinkError::Down),
+            Err(_) => Err(LinkError::Down("no connection in time".into())),
+        }
+    }
+
+    /// The connection's CLIENT ID on its server, for CLIENT UNBLOCK.
+    pub fn id(&self) -> i64 {
+        self.id
+    }
+
+    /// Sends bytes.
+    pub async fn send(&mut self, request: &[u8]) -> Result<(), LinkError> {
+        self.stream.write_all(request).await.map_err(|_| LinkError::Lost)
+    }
+
+    /// The next frame, a push included. Cancelling it loses nothing: what was read stays in the buffer.
+    pub async fn receive(&mut self) -> Result<Bytes, LinkError> {
+        loop {
+            match self.scanner.scan(&self.buffer) {
+                Ok(Some(length)) => return Ok(self.buffer.split_to(length).freeze()),
+                Ok(None) => {}
+                Err(_) => return Err(LinkError::Lost),
+            }
+            let room = self.scanner.wanted().saturating_sub(self.buffer.len());
+            self.buffer.reserve(room.clamp(4096, self.buffer.len().max(64 << 10)));
+            match self.stream.read_buf(&mut self.buffer).await {
+                Ok(read) if read > 0 => {}
+                _ => return Err(LinkError::Lost),
+            }
+        }
+    }
+
+    /// One request and its reply.
+    pub async fn call(&mut self, request: &[u8]) -> Result<Bytes, LinkError> {
+        self.send(request).await?;
+        self.receive().await
+    }
+}
+
+/// Greets a node: AUTH, SELECT, HELLO, the end of a predecessor, CLIENT ID. Gives the id. The text of an error holds no secret.
+pub(super) async fn greet(
+    stream: &mut TcpStream,
+    endpoint: &Endpoint,
+    protocol: Protocol,
+    predecessor: i64,
+) -> Result<i64, String> {
+    let mut out = BytesMut::new();
+    let mut expected: Vec<&str> = Vec::new();
+    if let Some(password) = &endpoint.login.password {
+        match &endpoint.login.user {
+            Some(user) => write::command(&mut out, &[b"AUTH", user.as_bytes(), password.as_bytes()]),
+            None => write::command(&mut out, &[b"AUTH", password.as_bytes()]),
+        };
+        expected.push("AUTH");
+    }
+    if endpoint.db > 0 {
+        write::command(&mut out, &[b"SELECT", endpoint.db.to_string().as_bytes()]);
+        expected.push("SELECT");
+    }
+    if protocol == Protocol::Resp3 {
+        write::command(&mut out, &[b"HELLO", b"3"]);
+        expected.push("HELLO");
+    }
+    if predecessor > 0 {
+        write::command(&mut out, &[b"CLIENT", b"KILL", b"ID", predecessor.to_string().as_bytes()]);
+        expected.push("CLIENT KILL");
+    }
+    write::command(&mut out, &[b"CLIENT", b"ID"]);
+    expected.push("CLIENT ID");
+    stream.write_all(&out).await.map_err(|error| error.to_string())?;
+    let mut buffer = BytesMut::new();
+    let mut id = 0;
+    for command in expected {
+        let mut scanner = ReplyScanner::default();
+        let length = loop {
+            match scanner.scan(&buffer).map_err(|error| error.to_string())? {
+                Some(length) => break length,
+                None => match stream.read_buf(&mut buffer).await {
+                    Ok(0) => return Err("closed by the node".into()),
+                    Ok(_) => {}
+                    Err(error) => return Err(error.to_string()),
+                },
+            }
+        };
+        let frame = buffer.split_to(length);
+        // A predecessor that is gone already is what was wanted.
+        if reply::is_error(&frame) && command != "CLIENT KILL" {
+            return Err(format!("{command}: {}", String::from_utf8_lossy(reply::error_text(&frame))));
+        }
+        id = reply::integer(&frame).unwrap_or(id);
+    }
+    Ok(id)
+}

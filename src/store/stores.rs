@@ -1,0 +1,303 @@
+//! Both sides as one worker sees them: its links, and what waits because a store is down or a slot is moving.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use crate::resp::reply::Protocol;
+use crate::store::cluster::{Destination, Hold, Item};
+use crate::store::link::{Dirty, Endpoint, Link};
+use crate::store::{LinkError, SlotMap, Waiter};
+
+/// What the stores of a worker are made of.
+#[derive(Clone)]
+pub struct StoresConfig {
+    pub standalone: Endpoint,
+    /// The seeds; empty where no route needs a cluster.
+    pub cluster: Vec<Endpoint>,
+    pub slot_map: Arc<ArcSwap<SlotMap>>,
+    /// Told when the layout looks old.
+    pub refresh: Arc<Notify>,
+    /// Bytes that may wait in one link, or for one slot or database that is not to be reached.
+    pub queue_bytes_max: usize,
+}
+
+/// One of the two stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreSide {
+    Standalone,
+    Cluster,
+}
+
+/// See the module. Cheap to clone.
+pub struct Stores<W: Waiter>(Rc<Inner<W>>);
+
+impl<W: Waiter> Clone for Stores<W> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+type NodeLink<W> = Rc<Link<Item<W>>>;
+
+/// The links to the primaries of one slot map, by its own numbering of them.
+struct Primaries<W: Waiter> {
+    map: Arc<SlotMap>,
+    links: Vec<NodeLink<W>>,
+}
+
+pub(super) struct Inner<W: Waiter> {
+    config: StoresConfig,
+    main: NodeLink<W>,
+    databases: RefCell<HashMap<u32, NodeLink<W>>>,
+    nodes: RefCell<HashMap<Arc<str>, NodeLink<W>>>,
+    primaries: RefCell<Primaries<W>>,
+    pub(super) holds: RefCell<HashMap<Destination, Hold<W>>>,
+    dirty: Rc<Dirty<Link<Item<W>>>>,
+    now: Rc<Cell<Instant>>,
+}
+
+impl<W: Waiter> Stores<W> {
+    /// Begins to connect. `wake` is told when something is to be flushed.
+    pub fn new(config: StoresConfig, wake: Rc<Notify>) -> Self {
+        let dirty = Rc::new(Dirty::new(wake));
+        let now = Rc::new(Cell::new(Instant::now()));
+        let main = Link::start(config.standalone.clone(), dirty.clone(), now.clone(), config.queue_bytes_max);
+        Self(Rc::new(Inner {
+            config,
+            main,
+            databases: RefCell::new(HashMap::new()),
+            nodes: RefCell::new(HashMap::new()),
+            primaries: RefCell::new(Primaries { map: Arc::new(SlotMap::default()), links: Vec::new() }),
+            holds: RefCell::new(HashMap::new()),
+            dirty,
+            now,
+        }))
+    }
+
+    /// Sends to a database of the standalone. `protocol`: what the reply is wanted in, `None` where that is all the same.
+    pub fn standalone(&self, db: u32, request: &Bytes, protocol: Option<Protocol>, waiter: W) {
+        self.standalone_batch(db, request, 1, protocol, waiter);
+    }
+
+    /// Sends to the primary that serves the slot.
+    pub fn cluster(&self, slot: u16, request: &Bytes, protocol: Option<Protocol>, waiter: W) {
+        self.cluster_batch(slot, request, 1, protocol, waiter);
+    }
+
+    /// Several requests as one piece, MULTI … EXEC: the waiter gets the last of the replies, or the first error before it.
+    pub fn standalone_batch(&self, db: u32, request: &Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
+        self.submit(Destination::Standalone(db), request, replies, protocol, waiter);
+    }
+
+    /// The same for a slot; the piece is re-sent whole when the slot has moved.
+    pub fn cluster_batch(&self, slot: u16, request: &Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
+        self.submit(Destination::Slot(slot), request, replies, protocol, waiter);
+    }
+
+    fn submit(&self, to: Destination, request: &Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
+        let item = Item::new(self.0.clone(), to, request.clone(), replies, protocol, waiter);
+        if !self.0.holds.borrow().is_empty() {
+            let mut holds = self.0.holds.borrow_mut();
+            if let Some(hold) = holds.get_mut(&to) {
+                if hold.queue_bytes() > self.0.config.queue_bytes_max {
+                    drop(holds);
+                    return item.give_up(LinkError::Overflow);
+                }
+                return hold.later(item);
+            }
+        }
+        self.0.send(item);
+    }
+
+    /// Sends to one node by its address, for what concerns the node and not a key.
+    pub fn node(&self, address: &Arc<str>, request: &Bytes, protocol: Option<Protocol>, waiter: W) {
+        let link = self.0.node(address);
+        let item = Item::new(self.0.clone(), Destination::Node, request.clone(), 1, protocol, waiter);
+        self.0.send_on(link, item, request, 1);
+    }
+
+    /// The primaries as known now.
+    pub fn primaries(&self) -> Vec<Arc<str>> {
+        self.0.config.slot_map.load().primaries().to_vec()
+    }
+
+    /// How to open a connection of one's own to the standalone.
+    pub fn standalone_endpoint(&self, db: u32) -> Endpoint {
+        Endpoint { db, ..self.0.config.standalone.clone() }
+    }
+
+    /// How to open a connection of one's own to the primary that serves a slot.
+    pub fn slot_endpoint(&self, slot: u16) -> Option<Endpoint> {
+        let address = self.0.config.slot_map.load().owner(slot)?.clone();
+        Some(Endpoint { address, ..self.0.config.cluster.first()?.clone() })
+    }
+
+    /// Whether the store answers: for the cluster, whether its layout is known and every primary has a link or was never
+    /// needed.
+    pub fn is_up(&self, side: StoreSide) -> bool {
+        match side {
+            StoreSide::Standalone => self.0.main.is_up(),
+            StoreSide::Cluster => {
+                self.0.refresh_primaries();
+                let primaries = self.0.primaries.borrow();
+                !primaries.links.is_empty() && primaries.links.iter().all(|link| link.is_up())
+            }
+        }
+    }
+
+    /// One gathered write for each link that has something to write.
+    pub fn flush(&self) {
+        for link in self.0.dirty.take() {
+            link.flush();
+        }
+    }
+
+    /// Time-outs and what waits; every 50 ms or so.
+    pub fn tick(&self, now: Instant) {
+        let inner = &self.0;
+        inner.now.set(now);
+        inner.refresh_primaries();
+        inner.main.tick(now);
+        let links: Vec<_> = inner.databases.borrow().values().chain(inner.nodes.borrow().values()).cloned().collect();
+        for link in links {
+            link.tick(now);
+        }
+        let held: Vec<Destination> = inner.holds.borrow().keys().copied().collect();
+        for destination in held {
+            inner.release(destination);
+        }
+    }
+}
+
+impl<W: Waiter> Inner<W> {
+    pub(super) fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    pub(super) fn patience(&self, to: Destination) -> Duration {
+        match to {
+            Destination::Standalone(_) | Destination::Node => self.config.standalone.timeouts.patience,
+            Destination::Slot(_) => {
+                self.config.cluster.first().map_or(Duration::ZERO, |seed| seed.timeouts.patience)
+            }
+        }
+    }
+
+    /// Sends an item to where it belongs now.
+    pub(super) fn send(self: &Rc<Self>, item: Item<W>) {
+        let link = match item.to {
+            Destination::Standalone(db) if db == self.config.standalone.db => Some(self.main.clone()),
+            Destination::Standalone(db) => Some(self.database(db)),
+            Destination::Slot(slot) => match &item.ask {
+                Some(address) => Some(self.node(&address.clone())),
+                None => self.primary(slot),
+            },
+            Destination::Node => None,
+        };
+        let Some(link) = link else {
+            self.refresh();
+            return item.try_later(LinkError::Down("no node serves this slot".into()), None);
+        };
+        let (request, replies) = match &item.ask {
+            Some(_) => {
+                let mut asking = BytesMut::from(&b"*1\r\n$6\r\nASKING\r\n"[..]);
+                asking.extend_from_slice(&item.request);
+                (asking.freeze(), item.replies + 1)
+            }
+            None => (item.request.clone(), item.replies),
+        };
+        self.send_on(link, item, &request, replies);
+    }
+
+    fn send_on(self: &Rc<Self>, link: NodeLink<W>, mut item: Item<W>, request: &Bytes, replies: u32) {
+        let protocol = item.protocol;
+        item.sent_to = Some(link.clone());
+        if let Err((item, error)) = link.send(request, replies, protocol, item) {
+            if matches!(item.to, Destination::Slot(_)) {
+                self.refresh();
+            }
+            match error {
+                LinkError::Overflow => item.give_up(error),
+                error => item.try_later(error, Some(link)),
+            }
+        }
+    }
+
+    pub(super) fn refresh(&self) {
+        self.config.refresh.notify_one();
+    }
+
+    /// A slot moved for good.
+    pub(super) fn moved(&self, slot: u16, address: &str) {
+        let known = self.config.slot_map.load();
+        if known.owner(slot).is_none_or(|owner| **owner != *address) {
+            self.config.slot_map.rcu(|map| Arc::new(map.with_owner(slot, address)));
+            self.refresh();
+        }
+    }
+
+    fn primary(self: &Rc<Self>, slot: u16) -> Option<NodeLink<W>> {
+        self.refresh_primaries();
+        let primaries = self.primaries.borrow();
+        primaries.links.get(primaries.map.owner_index(slot)?).cloned()
+    }
+
+    fn refresh_primaries(self: &Rc<Self>) {
+        let newest = self.config.slot_map.load();
+        if Arc::ptr_eq(&newest, &self.primaries.borrow().map) {
+            return;
+        }
+        let links = newest.primaries().iter().map(|address| self.node(address)).collect();
+        *self.primaries.borrow_mut() = Primaries { map: newest.clone(), links };
+    }
+
+    fn node(self: &Rc<Self>, address: &Arc<str>) -> NodeLink<W> {
+        if let Some(link) = self.nodes.borrow().get(address) {
+            return link.clone();
+        }
+        let pattern = self.config.cluster.first().unwrap_or(&self.config.standalone);
+        let endpoint = Endpoint { address: address.clone(), db: 0, ..pattern.clone() };
+        let link = self.start(endpoint);
+        self.nodes.borrow_mut().insert(address.clone(), link.clone());
+        link
+    }
+
+    fn database(self: &Rc<Self>, db: u32) -> NodeLink<W> {
+        if let Some(link) = self.databases.borrow().get(&db) {
+            return link.clone();
+        }
+        let link = self.start(Endpoint { db, ..self.config.standalone.clone() });
+        self.databases.borrow_mut().insert(db, link.clone());
+        link
+    }
+
+    fn start(&self, endpoint: Endpoint) -> NodeLink<W> {
+        Link::start(endpoint, self.dirty.clone(), self.now.clone(), self.config.queue_bytes_max)
+    }
+
+    /// Ends a hold when its time has come and everything sent before it is answered: what came back goes first, in order.
+    pub(super) fn release(self: &Rc<Self>, to: Destination) {
+        let ready = self.holds.borrow().get(&to).is_some_and(|hold| hold.is_ready(self.now.get()));
+        if !ready {
+            return;
+        }
+        let Some(hold) = self.holds.borrow_mut().remove(&to) else { return };
+        for item in hold.into_items() {
+            // An earlier one of these may have found the destination still closed: then the rest stays behind it.
+            let mut holds = self.holds.borrow_mut();
+            if let Some(hold) = holds.get_mut(&to) {
+                hold.later(item);
+                continue;
+            }
+            drop(holds);
+            self.send(item);
+        }
+    }
+}
