@@ -1,1 +1,10 @@
-//! Room `routing`.
+//! Which store answers for a key: phases, key patterns, the table, what happens at a flip. Pure.
+
+pub mod flip;
+mod pattern;
+mod phase;
+mod table;
+
+pub use pattern::{Pattern, PatternError, Patterns};
+pub use phase::{Coverage, Phase, Side};
+pub use table::{Ack, ClusterKeys, DualState, Route, RouteName, RoutingSpec, Table};

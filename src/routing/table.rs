@@ -1,0 +1,377 @@
+//! The adopted routes with their phases: an immutable snapshot with a version.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
+
+use foldhash::fast::FixedState;
+
+use crate::routing::{Coverage, Patterns, Phase};
+
+/// What names a route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RouteName {
+    Provider(String),
+    /// Numeric ids, both ends included.
+    Range(u64, u64),
+    /// Providers that no line names.
+    NewProviders,
+    Prefix(String),
+    /// Keys without a provider.
+    OtherKeys,
+}
+
+impl RouteName {
+    /// The hash under which requests of the route are counted in; the same in every table and every process.
+    pub fn route_hash(&self) -> u64 {
+        match self {
+            Self::Provider(id) => hash_of(b"provider", id.as_bytes()),
+            Self::Prefix(prefix) => hash_of(b"prefix", prefix.as_bytes()),
+            other => hash_of(b"line", other.to_string().as_bytes()),
+        }
+    }
+}
+
+impl fmt::Display for RouteName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Provider(id) => out.write_str(id),
+            Self::Range(first, last) => write!(out, "{first}..{last}"),
+            Self::NewProviders => out.write_str("new_providers"),
+            Self::Prefix(prefix) => out.write_str(prefix),
+            Self::OtherKeys => out.write_str("other_keys"),
+        }
+    }
+}
+
+fn hash_of(kind: &[u8], name: &[u8]) -> u64 {
+    FixedState::with_seed(7).hash_one((kind, name))
+}
+
+/// What is known of the two stores of a route in a dual phase. Shared by all workers, jobs and the admin side; each value
+/// stands for itself, so relaxed ordering is enough.
+#[derive(Debug)]
+pub struct DualState {
+    coverage: AtomicU8,
+    in_doubt: AtomicBool,
+    divergence: AtomicI64,
+    generation: AtomicU32,
+}
+
+impl DualState {
+    /// The state with which a dual phase begins.
+    pub fn new(coverage: Coverage) -> Self {
+        Self {
+            coverage: AtomicU8::new(coverage as u8),
+            in_doubt: AtomicBool::new(false),
+            divergence: AtomicI64::new(0),
+            generation: AtomicU32::new(0),
+        }
+    }
+
+    /// What the stores are known to hold.
+    pub fn coverage(&self) -> Coverage {
+        match self.coverage.load(Ordering::Relaxed) {
+            0 => Coverage::StandaloneOnly,
+            1 => Coverage::ClusterOnly,
+            _ => Coverage::Both,
+        }
+    }
+
+    /// Sets it; `Both` only after a whole walk without a failure.
+    pub fn set_coverage(&self, coverage: Coverage) {
+        self.coverage.store(coverage as u8, Ordering::Relaxed);
+    }
+
+    /// Whether any key of the route may differ, beyond those that are counted one by one.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt.load(Ordering::Relaxed)
+    }
+
+    /// Doubt also ends the trust in every key that was known to be whole.
+    pub fn set_in_doubt(&self, in_doubt: bool) {
+        if in_doubt {
+            self.generation.fetch_add(1, Ordering::Relaxed);
+        }
+        self.in_doubt.store(in_doubt, Ordering::Relaxed);
+    }
+
+    /// Keys known or feared to differ.
+    pub fn divergence(&self) -> u64 {
+        self.divergence.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    /// Counts keys in or out.
+    pub fn add_divergence(&self, by: i64) {
+        self.divergence.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// Grows when what was known of single keys counts no longer.
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Whether both stores are known to hold every key.
+    pub fn is_synced(&self) -> bool {
+        self.coverage() == Coverage::Both && !self.is_in_doubt()
+    }
+}
+
+/// One route of a table.
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub name: RouteName,
+    pub phase: Phase,
+    /// Where the phase is a dual one.
+    pub dual: Option<Arc<DualState>>,
+    /// [`RouteName::route_hash`] of `name`.
+    pub hash: u64,
+}
+
+/// When a write is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ack {
+    #[default]
+    Leader,
+    Both,
+}
+
+/// What keys are called on the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClusterKeys {
+    #[default]
+    Same,
+    Tagged,
+}
+
+/// What a table is built from: the routing part of a configuration, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutingSpec {
+    pub keys: Patterns,
+    pub new_providers: Phase,
+    pub other_keys: Phase,
+    pub pubsub: Phase,
+    pub ack: Ack,
+    pub cluster_keys: ClusterKeys,
+    pub prefixes: Vec<(String, Phase)>,
+    pub providers: Vec<(String, Phase)>,
+    pub ranges: Vec<(u64, u64, Phase)>,
+    /// Routes whose flips are not judged.
+    pub force: Vec<String>,
+}
+
+impl RoutingSpec {
+    /// Whether the file overrides the judgement for this route.
+    pub fn is_forced(&self, route: &RouteName) -> bool {
+        let name = route.to_string();
+        self.force.contains(&name)
+    }
+}
+
+/// See the module. A look-up costs one hash of the provider's id, however many routes there are.
+#[derive(Debug)]
+pub struct Table {
+    version: u64,
+    patterns: Patterns,
+    routes: Vec<Route>,
+    exact: HashMap<Box<[u8]>, u32, foldhash::fast::RandomState>,
+    /// First id, last id, route; sorted.
+    ranges: Vec<(u64, u64, u32)>,
+    /// Longest first.
+    prefixes: Vec<(Box<[u8]>, u32)>,
+    pubsub: Phase,
+    ack: Ack,
+    cluster_keys: ClusterKeys,
+    is_all_standalone: bool,
+}
+
+/// Places of the two routes that every table has.
+const NEW_PROVIDERS: usize = 0;
+const OTHER_KEYS: usize = 1;
+
+impl Table {
+    /// Builds a table. Routes that stay dual keep what is known of them from `previous`; a provider that is newly named
+    /// inherits from the line that covered it.
+    pub fn build(spec: &RoutingSpec, version: u64, previous: Option<&Table>) -> Self {
+        let mut table = Self {
+            version,
+            patterns: spec.keys.clone(),
+            routes: Vec::with_capacity(spec.providers.len() + 8),
+            exact: HashMap::with_capacity_and_hasher(spec.providers.len(), foldhash::fast::RandomState::default()),
+            ranges: Vec::new(),
+            prefixes: Vec::new(),
+            pubsub: spec.pubsub,
+            ack: spec.ack,
+            cluster_keys: spec.cluster_keys,
+            is_all_standalone: false,
+        };
+        table.add(RouteName::NewProviders, spec.new_providers, previous);
+        table.add(RouteName::OtherKeys, spec.other_keys, previous);
+        for (prefix, phase) in &spec.prefixes {
+            let index = table.add(RouteName::Prefix(prefix.clone()), *phase, previous);
+            table.prefixes.push((prefix.as_bytes().into(), index));
+        }
+        table.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        for (first, last, phase) in &spec.ranges {
+            let index = table.add(RouteName::Range(*first, *last), *phase, previous);
+            table.ranges.push((*first, *last, index));
+        }
+        table.ranges.sort_unstable();
+        for (id, phase) in &spec.providers {
+            let index = table.add(RouteName::Provider(id.clone()), *phase, previous);
+            table.exact.insert(id.as_bytes().into(), index);
+        }
+        table.is_all_standalone = table.routes.iter().all(|route| route.phase == Phase::Standalone);
+        table
+    }
+
+    fn add(&mut self, name: RouteName, phase: Phase, previous: Option<&Table>) -> u32 {
+        let dual = phase.is_dual().then(|| {
+            let before = previous.and_then(|table| table.covering(&name));
+            match before {
+                Some(Route { name: covering, dual: Some(dual), .. }) if *covering == name => dual.clone(),
+                // A share of what another line covered: it begins with what was known of that line.
+                Some(Route { dual: Some(dual), .. }) => {
+                    let own = DualState::new(dual.coverage());
+                    own.set_in_doubt(dual.is_in_doubt() || dual.divergence() > 0);
+                    Arc::new(own)
+                }
+                Some(Route { phase: Phase::Cluster, .. }) => Arc::new(DualState::new(Coverage::ClusterOnly)),
+                _ => Arc::new(DualState::new(Coverage::StandaloneOnly)),
+            }
+        });
+        let hash = name.route_hash();
+        self.routes.push(Route { name, phase, dual, hash });
+        (self.routes.len() - 1) as u32
+    }
+
+    /// The table's number; grows with each adoption.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The route of a key, and the hash under which its requests are counted in (of the provider itself, also where a
+    /// range or a default covers it).
+    #[inline]
+    pub fn route_of(&self, key: &[u8]) -> (&Route, u64) {
+        match self.patterns.provider_of(key) {
+            Some(id) => (self.provider_route(id), hash_of(b"provider", id)),
+            None => {
+                let prefix = self.prefixes.iter().find(|(prefix, _)| key.starts_with(prefix));
+                let route = &self.routes[prefix.map_or(OTHER_KEYS, |(_, index)| *index as usize)];
+                (route, route.hash)
+            }
+        }
+    }
+
+    /// The provider's id in a key.
+    pub fn provider_of<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
+        self.patterns.provider_of(key)
+    }
+
+    /// The route of a provider: its own line, else its range's, else the default for new ones.
+    pub fn provider_route(&self, id: &[u8]) -> &Route {
+        if let Some(index) = self.exact.get(id) {
+            return &self.routes[*index as usize];
+        }
+        let in_range = || {
+            let number: u64 = std::str::from_utf8(id).ok()?.parse().ok()?;
+            let after = self.ranges.partition_point(|(first, ..)| *first <= number);
+            let (_, last, index) = self.ranges.get(after.checked_sub(1)?)?;
+            (number <= *last).then_some(*index)
+        };
+        &self.routes[in_range().map_or(NEW_PROVIDERS, |index| index as usize)]
+    }
+
+    /// All routes: the two defaults, prefixes, ranges, providers.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// The route of this very name.
+    pub fn find(&self, name: &RouteName) -> Option<&Route> {
+        self.covering(name).filter(|route| route.name == *name)
+    }
+
+    /// The route that covers what `name` names: its own line, or the one whose keys it would take over.
+    pub fn covering(&self, name: &RouteName) -> Option<&Route> {
+        match name {
+            RouteName::Provider(id) => Some(self.provider_route(id.as_bytes())),
+            RouteName::Range(first, _) => {
+                let own = self.routes.iter().find(|route| route.name == *name);
+                own.or_else(|| Some(self.provider_route(first.to_string().as_bytes())))
+            }
+            RouteName::Prefix(prefix) => {
+                let own = self.prefixes.iter().find(|(known, _)| prefix.as_bytes().starts_with(known));
+                self.routes.get(own.map_or(OTHER_KEYS, |(_, index)| *index as usize))
+            }
+            RouteName::NewProviders => self.routes.get(NEW_PROVIDERS),
+            RouteName::OtherKeys => self.routes.get(OTHER_KEYS),
+        }
+    }
+
+    /// The phase of pub/sub.
+    pub fn pubsub(&self) -> Phase {
+        self.pubsub
+    }
+
+    /// When a write is answered.
+    pub fn ack(&self) -> Ack {
+        self.ack
+    }
+
+    /// What keys are called on the cluster.
+    pub fn cluster_keys(&self) -> ClusterKeys {
+        self.cluster_keys
+    }
+
+    /// Whether every route is in phase `standalone`.
+    pub fn all_standalone(&self) -> bool {
+        self.is_all_standalone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routing::Pattern;
+
+    pub fn spec() -> RoutingSpec {
+        RoutingSpec {
+            keys: Patterns(vec![Pattern::parse("provider:{provider}:*").unwrap()]),
+            new_providers: Phase::Standalone,
+            other_keys: Phase::Standalone,
+            pubsub: Phase::Standalone,
+            ack: Ack::Leader,
+            cluster_keys: ClusterKeys::Same,
+            prefixes: vec![("asgi:".into(), Phase::Cluster)],
+            providers: vec![("42".into(), Phase::DualStandalone), ("150".into(), Phase::Cluster)],
+            ranges: vec![(100, 199, Phase::DualCluster)],
+            force: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_exact_id_wins_over_a_range_and_a_range_over_the_default() {
+        let table = Table::build(&spec(), 1, None);
+        let phase = |key: &str| table.route_of(key.as_bytes()).0.phase;
+        assert_eq!(phase("provider:42:a"), Phase::DualStandalone);
+        assert_eq!(phase("provider:150:a"), Phase::Cluster);
+        assert_eq!(phase("provider:199:a"), Phase::DualCluster);
+        assert_eq!(phase("provider:200:a"), Phase::Standalone);
+        assert_eq!(phase("asgi:x"), Phase::Cluster);
+        assert_eq!(phase("x"), Phase::Standalone);
+    }
+
+    #[test]
+    fn what_is_known_of_a_dual_route_survives_the_next_table() {
+        let first = Table::build(&spec(), 1, None);
+        first.provider_route(b"42").dual.as_ref().unwrap().set_coverage(Coverage::Both);
+        let mut next = spec();
+        next.providers[0].1 = Phase::DualCluster;
+        let second = Table::build(&next, 2, Some(&first));
+        assert_eq!(second.provider_route(b"42").dual.as_ref().unwrap().coverage(), Coverage::Both);
+    }
+}
