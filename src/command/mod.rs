@@ -1,1 +1,186 @@
-//! Room `command`.
+//! What is known of Redis commands: one row each, with its keys, its access and what the proxy does with it. Pure.
+
+pub mod keys;
+mod table;
+
+use smallvec::SmallVec;
+
+use crate::resp::request::Request;
+
+pub use table::{all, lookup};
+
+/// What a command does to its keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    None,
+    Read,
+    Write,
+}
+
+/// Argument indexes of the keys of a request.
+pub type KeyPositions = SmallVec<[usize; 4]>;
+
+/// Where a command has its keys.
+#[derive(Clone, Copy, Debug)]
+pub enum Keys {
+    None,
+    /// Redis's own notation: argument indexes, a negative last one counts from the end.
+    Range { first: i16, last: i16, step: i16 },
+    /// By its arguments; `None` where they can't be understood, and then the store says what is wrong with them.
+    Irregular(fn(&Request) -> Option<KeyPositions>),
+}
+
+/// Which part of the proxy takes a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes where its keys are.
+    Keyed,
+    /// May be split over slots and stores.
+    Split(Split),
+    /// Answered by the proxy.
+    Local,
+    /// Has no key: goes to the standalone.
+    Keyless,
+    PubSub,
+    Publish,
+    Transaction,
+    Blocking,
+    Script,
+    Scan,
+    KeyspaceWide,
+    /// Refused, with the reason.
+    Refused(&'static str),
+}
+
+/// How the replies of the parts become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// Values in the order of the keys.
+    Mget,
+    /// One OK.
+    Mset,
+    /// The sum.
+    Count,
+}
+
+/// How a write is repeated on the follower; see `dual::effect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EffectKind {
+    None,
+    /// The same command, on an equal value.
+    Replay,
+    /// The same command, whatever the value was.
+    Overwrite,
+    Delete,
+    /// SET with the decision made and the time absolute.
+    Set,
+    /// The time, absolute.
+    Expire,
+    /// A copy of the key.
+    Copy,
+}
+
+/// What is known of one command. Container commands (CLIENT, OBJECT, XGROUP …) have one row.
+#[derive(Clone, Copy, Debug)]
+pub struct CommandSpec {
+    /// Upper case.
+    pub name: &'static str,
+    /// As in COMMAND INFO: exact, or at least the negated number.
+    pub arity: i16,
+    pub access: Access,
+    pub keys: Keys,
+    pub kind: Kind,
+    pub effect: EffectKind,
+    /// Redis version that brought it.
+    pub since: (u8, u8),
+}
+
+impl CommandSpec {
+    /// Whether a request of `argc` arguments, the name included, may be right.
+    pub fn takes(&self, argc: usize) -> bool {
+        let arity = usize::from(self.arity.unsigned_abs());
+        if self.arity >= 0 { argc == arity } else { argc >= arity }
+    }
+}
+
+/// Where a request has its keys; `None` if its arguments can't be understood.
+pub fn keys_of(spec: &CommandSpec, request: &Request) -> Option<KeyPositions> {
+    match spec.keys {
+        Keys::None => Some(KeyPositions::new()),
+        Keys::Irregular(find) => find(request),
+        Keys::Range { first, last, step } => {
+            let last = if last < 0 { request.len() as i64 + i64::from(last) } else { i64::from(last) };
+            let range = (first as usize..=usize::try_from(last).ok()?).step_by(step.max(1) as usize);
+            Some(range.filter(|index| *index < request.len()).collect())
+        }
+    }
+}
+
+/// Whether an argument stands among the options from `from` on.
+fn has_option(request: &Request, from: usize, option: &[u8]) -> bool {
+    (from..request.len()).any(|index| request.arg(index).eq_ignore_ascii_case(option))
+}
+
+/// Whether a request waits for data: XREAD and XREADGROUP only with BLOCK.
+pub fn is_blocking(spec: &CommandSpec, request: &Request) -> bool {
+    match spec.name {
+        "XREAD" | "XREADGROUP" => keys::stream_option(request, b"BLOCK"),
+        _ => spec.kind == Kind::Blocking,
+    }
+}
+
+/// What this request does to its keys.
+pub fn access_of(spec: &CommandSpec, request: &Request) -> Access {
+    match spec.name {
+        "SORT" if !has_option(request, 2, b"STORE") => Access::Read,
+        "GETEX" if request.len() == 2 => Access::Read,
+        "BITFIELD" if !["SET", "INCRBY"].iter().any(|word| has_option(request, 2, word.as_bytes())) => Access::Read,
+        "GEORADIUS" | "GEORADIUSBYMEMBER"
+            if !["STORE", "STOREDIST"].iter().any(|word| has_option(request, 4, word.as_bytes())) =>
+        {
+            Access::Read
+        }
+        _ => spec.access,
+    }
+}
+
+/// How this request is repeated on the follower.
+pub fn effect_of(spec: &CommandSpec, request: &Request) -> EffectKind {
+    match spec.name {
+        "SET" if request.len() == 3 => EffectKind::Overwrite,
+        // The reply of ZADD INCR is a score that the follower need not be asked to add up again.
+        "ZADD" if has_option(request, 2, b"INCR") => EffectKind::Copy,
+        _ => spec.effect,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(args: &[&str]) -> Option<Vec<usize>> {
+        let spec = lookup(args[0].as_bytes()).unwrap();
+        keys_of(spec, &Request::from_args(args)).map(|found| found.to_vec())
+    }
+
+    #[test]
+    fn commands_are_found_in_any_case_and_unknown_ones_are_not() {
+        assert_eq!(lookup(b"gEt").map(|spec| spec.name), Some("GET"));
+        assert!(lookup(b"GETT").is_none() && lookup(b"").is_none() && lookup(&[b'x'; 300]).is_none());
+        assert!(all().iter().all(|spec| lookup(spec.name.as_bytes()).is_some_and(|found| found.name == spec.name)));
+    }
+
+    #[test]
+    fn keys_are_where_redis_says() {
+        assert_eq!(keys(&["MSET", "a", "1", "b", "2"]), Some(vec![1, 3]));
+        assert_eq!(keys(&["BLPOP", "a", "b", "0"]), Some(vec![1, 2]));
+        assert_eq!(keys(&["EVAL", "x", "2", "a", "b", "c"]), Some(vec![3, 4]));
+        assert_eq!(keys(&["EVAL", "x", "9", "a"]), None);
+        assert_eq!(keys(&["XREAD", "COUNT", "1", "STREAMS", "a", "b", "0", "0"]), Some(vec![4, 5]));
+        assert_eq!(keys(&["ZUNIONSTORE", "d", "2", "a", "b"]), Some(vec![1, 3, 4]));
+        assert_eq!(keys(&["SORT", "a", "STORE", "d"]), Some(vec![1, 3]));
+        assert_eq!(keys(&["OBJECT", "ENCODING", "k"]), Some(vec![2]));
+        assert_eq!(keys(&["OBJECT", "HELP"]), Some(vec![]));
+        assert_eq!(keys(&["BLMPOP", "1", "2", "a", "b", "LEFT"]), Some(vec![3, 4]));
+    }
+}

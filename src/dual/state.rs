@@ -1,0 +1,148 @@
+//! The state file: the phases and coverages of the last run, and whether it ended cleanly.
+//!
+//! One small file, written beside itself, synced and renamed, with a CRC line: a crash leaves the old one or the new one.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The format's number; a file of another one is refused rather than guessed at.
+const FORMAT: u32 = 1;
+
+/// What is remembered of one route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRecord {
+    pub route: String,
+    pub phase: String,
+    pub coverage: Option<String>,
+    pub in_doubt: bool,
+}
+
+/// What is remembered of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub version: u64,
+    /// Whether the run ended by a drain; false while it runs.
+    pub clean: bool,
+    pub routes: Vec<RouteRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    format: u32,
+    snapshot: Snapshot,
+    /// Routes that were on the cluster and may have left keys there.
+    stale_on_cluster: Vec<String>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+    stale: Vec<String>,
+    last: Snapshot,
+}
+
+impl StateFile {
+    /// Opens or begins the state of a directory; `None`: there was none, so this is the very first start.
+    pub fn open(directory: &Path) -> io::Result<(Self, Option<Snapshot>)> {
+        fs::create_dir_all(directory)?;
+        let path = directory.join("state.json");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok((Self { path, stale: Vec::new(), last: Snapshot::default() }, None));
+            }
+            Err(error) => return Err(error),
+        };
+        let document = parse(&text)?;
+        let file = Self { path, stale: document.stale_on_cluster, last: document.snapshot.clone() };
+        Ok((file, Some(document.snapshot)))
+    }
+
+    /// Whether the cluster may hold old keys of a route.
+    pub fn has_stale_cluster_keys(&self, route: &str) -> bool {
+        self.stale.iter().any(|stale| stale == route)
+    }
+
+    /// Writes the state; it is on disk when this returns.
+    pub fn save(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        // A route that is not listed is in phase standalone; if it was dual before, its copies stay behind.
+        for before in &self.last.routes {
+            let is_gone = !snapshot.routes.iter().any(|now| now.route == before.route);
+            if is_gone && !self.has_stale_cluster_keys(&before.route) {
+                self.stale.push(before.route.clone());
+            }
+        }
+        // A whole walk over both stores has put right what was left behind.
+        let synced = |route: &String| {
+            snapshot.routes.iter().any(|now| now.route == *route && now.coverage.as_deref() == Some("both") && !now.in_doubt)
+        };
+        self.stale.retain(|route| !synced(route));
+        let document = Document { format: FORMAT, snapshot: snapshot.clone(), stale_on_cluster: self.stale.clone() };
+        let body = serde_json::to_string(&document).map_err(io::Error::other)?;
+        let text = format!("{body}\n{:08x}\n", crc32fast::hash(body.as_bytes()));
+        let new = self.path.with_extension("new");
+        let mut file = fs::File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &self.path)?;
+        fs::File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        self.last = snapshot.clone();
+        Ok(())
+    }
+}
+
+fn parse(text: &str) -> io::Result<Document> {
+    let broken = |what: &str| {
+        io::Error::other(format!(
+            "the state file is damaged ({what}); move it away to start with every dual route in doubt"
+        ))
+    };
+    let (body, crc) = text.trim_end().rsplit_once('\n').ok_or_else(|| broken("no checksum"))?;
+    if format!("{:08x}", crc32fast::hash(body.as_bytes())) != crc {
+        return Err(broken("wrong checksum"));
+    }
+    let document: Document = serde_json::from_str(body).map_err(|error| broken(&error.to_string()))?;
+    if document.format != FORMAT {
+        return Err(broken("written by another version"));
+    }
+    Ok(document)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(phase: &str) -> RouteRecord {
+        RouteRecord { route: "42".into(), phase: phase.into(), coverage: None, in_doubt: false }
+    }
+
+    #[test]
+    fn what_was_saved_is_read_and_damage_is_seen_at_every_byte() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, before) = StateFile::open(directory.path()).unwrap();
+        assert!(before.is_none());
+        let snapshot = Snapshot { version: 3, clean: false, routes: vec![record("cluster")] };
+        file.save(&snapshot).unwrap();
+        assert_eq!(StateFile::open(directory.path()).unwrap().1, Some(snapshot));
+        let path = directory.path().join("state.json");
+        let whole = fs::read(&path).unwrap();
+        for cut in 0..whole.len() - 1 {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert!(StateFile::open(directory.path()).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_route_that_left_the_cluster_is_remembered_as_stale_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, _) = StateFile::open(directory.path()).unwrap();
+        file.save(&Snapshot { version: 1, clean: false, routes: vec![record("dual-standalone")] }).unwrap();
+        file.save(&Snapshot { version: 2, clean: false, routes: vec![] }).unwrap();
+        let (again, _) = StateFile::open(directory.path()).unwrap();
+        assert!(again.has_stale_cluster_keys("42"));
+    }
+}
