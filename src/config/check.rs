@@ -1,0 +1,174 @@
+//! What types can't say: phases, patterns, ranges, URLs. All findings at once.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use toml::Spanned;
+
+use crate::config::load::{File, store};
+use crate::config::report::{Finding, Report, Reporter, nearest};
+use crate::config::{Config, StoreUrl};
+use crate::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec};
+
+/// Judges a parsed file.
+pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Report> {
+    let mut findings = Vec::new();
+    let mut standalone = store(&file.standalone.limits, "url", Duration::from_secs(1), reporter, &mut findings);
+    standalone.urls.extend(url(&file.standalone.url, reporter, &mut findings));
+    let cluster = file.cluster.as_ref().map(|section| {
+        let mut cluster = store(&section.limits, "seeds", Duration::from_secs(5), reporter, &mut findings);
+        for seed in section.seeds.get_ref() {
+            cluster.urls.extend(url(seed, reporter, &mut findings));
+        }
+        if section.seeds.get_ref().is_empty() {
+            findings.push(reporter.at(section.seeds.span(), "a cluster needs at least one seed", None));
+        }
+        if cluster.urls.iter().any(|url| url.db > 0) {
+            findings.push(reporter.at(section.seeds.span(), "a Redis Cluster has database 0 only", None));
+        }
+        cluster
+    });
+    if let Some(format) = &file.log.format
+        && !["human", "json"].contains(&format.get_ref().as_str())
+    {
+        findings.push(reporter.at(format.span(), format!("`{}` is no log format", format.get_ref()), Some("human or json".into())));
+    }
+    let routing = routing(&file, reporter, &mut findings);
+    let needs_cluster = routing.providers.iter().map(|(_, phase)| *phase).chain(routing.ranges.iter().map(|range| range.2));
+    let defaults = [routing.new_providers, routing.other_keys, routing.pubsub];
+    let mut all = needs_cluster.chain(routing.prefixes.iter().map(|(_, phase)| *phase)).chain(defaults);
+    if cluster.is_none() && all.any(|phase| phase != Phase::Standalone) {
+        findings.push(reporter.whole("a route needs the cluster, and there is no [cluster] section", Some("add [cluster] with seeds = [\"redis://host:port\"]".into())));
+    }
+    let flip_timeout = file.routing.flip_timeout.as_ref().map(|text| (text, humantime::parse_duration(text.get_ref())));
+    if let Some((text, Err(error))) = &flip_timeout {
+        findings.push(reporter.at(text.span(), format!("flip_timeout: {error}"), Some("write it as \"5s\"".into())));
+    }
+    if !findings.is_empty() {
+        findings.sort_by_key(|finding| finding.line);
+        return Err(Report { findings });
+    }
+    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let log = Config::log_of(&file.log);
+    Ok(Config {
+        listen: Config::listen_of(file.listen, loopback(6380)),
+        admin: Config::admin_of(file.admin, loopback(9380)),
+        standalone,
+        cluster,
+        routing,
+        state_directory: file.state.directory.unwrap_or_else(|| "cutover-state".into()),
+        log,
+        flip_timeout: flip_timeout.and_then(|(_, value)| value.ok()).unwrap_or(Duration::from_secs(5)),
+    })
+}
+
+fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) -> RoutingSpec {
+    let section = &file.routing;
+    let mut patterns = Vec::new();
+    for text in &section.keys {
+        match Pattern::parse(text.get_ref()) {
+            Ok(pattern) => patterns.push(pattern),
+            Err(error) => findings.push(reporter.at(text.span(), error.to_string(), None)),
+        }
+    }
+    let mut phase = |text: Option<&Spanned<String>>| {
+        let Some(text) = text else { return Phase::Standalone };
+        text.get_ref().parse().unwrap_or_else(|message: String| {
+            let known: Vec<String> = Phase::ALL.iter().map(ToString::to_string).collect();
+            let near = nearest(text.get_ref(), known.iter().map(String::as_str));
+            findings.push(reporter.at(text.span(), message, near.map(|near| format!("did you mean `{near}`?"))));
+            Phase::Standalone
+        })
+    };
+    let (new_providers, other_keys) = (phase(section.new_providers.as_ref()), phase(section.other_keys.as_ref()));
+    let pubsub = phase(section.pubsub.as_ref());
+    let prefixes = file.prefixes.iter().map(|(prefix, text)| (prefix.get_ref().clone(), phase(Some(text)))).collect();
+    let (mut providers, mut ranges) = (Vec::new(), Vec::new());
+    let mut spans: Vec<(u64, u64, std::ops::Range<usize>)> = Vec::new();
+    for (id, text) in &file.providers {
+        let phase = phase(Some(text));
+        match id.get_ref().split_once("..") {
+            None => providers.push((id.get_ref().clone(), phase)),
+            Some((first, last)) => match (first.parse::<u64>(), last.parse::<u64>()) {
+                (Ok(first), Ok(last)) if first <= last => {
+                    ranges.push((first, last, phase));
+                    spans.push((first, last, id.span()));
+                }
+                _ => spans.push((1, 0, id.span())),
+            },
+        }
+    }
+    spans.sort_by_key(|span| span.0);
+    for pair in spans.windows(2) {
+        if pair[1].0 <= pair[0].1 && pair[0].0 <= pair[0].1 && pair[1].0 <= pair[1].1 {
+            let message = format!("this range shares ids with {}..{}", pair[0].0, pair[0].1);
+            findings.push(reporter.at(pair[1].2.clone(), message, Some("ranges must not overlap; an exact id may lie in one".into())));
+        }
+    }
+    for (.., span) in spans.iter().filter(|span| span.0 > span.1) {
+        findings.push(reporter.at(span.clone(), "a range is two numbers, the lower one first: \"100..199\"", None));
+    }
+    if section.pubsub.is_some() && pubsub.is_dual() {
+        findings.push(reporter.whole("pubsub lives on one store: standalone or cluster", None));
+    }
+    let one_of = |text: Option<&Spanned<String>>, words: [&str; 2], findings: &mut Vec<Finding>| {
+        let Some(text) = text else { return false };
+        if !words.contains(&text.get_ref().as_str()) {
+            let message = format!("`{}` is neither `{}` nor `{}`", text.get_ref(), words[0], words[1]);
+            findings.push(reporter.at(text.span(), message, None));
+        }
+        text.get_ref() == words[1]
+    };
+    let is_both = one_of(section.ack.as_ref(), ["leader", "both"], findings);
+    let is_tagged = one_of(section.cluster_keys.as_ref(), ["same", "tagged"], findings);
+    for (unbuilt, text) in [(is_both, &section.ack), (is_tagged, &section.cluster_keys)] {
+        if let (true, Some(text)) = (unbuilt, text) {
+            let message = format!("`{}` is not built yet; cutover refuses it rather than do something else", text.get_ref());
+            findings.push(reporter.at(text.span(), message, None));
+        }
+    }
+    RoutingSpec {
+        keys: Patterns(patterns),
+        new_providers,
+        other_keys,
+        pubsub,
+        ack: if is_both { Ack::Both } else { Ack::Leader },
+        cluster_keys: if is_tagged { ClusterKeys::Tagged } else { ClusterKeys::Same },
+        prefixes,
+        providers,
+        ranges,
+        force: section.force.clone(),
+    }
+}
+
+/// `redis://[[user]:password@]host[:port][/db]`
+fn url(text: &Spanned<String>, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) -> Option<StoreUrl> {
+    let parsed = parse_url(text.get_ref());
+    if let Err(message) = &parsed {
+        let help = Some("a store is written redis://user:password@host:port/0".to_string());
+        findings.push(reporter.at(text.span(), *message, help));
+    }
+    parsed.ok()
+}
+
+fn parse_url(text: &str) -> Result<StoreUrl, &'static str> {
+    if text.starts_with("rediss://") {
+        return Err("rediss:// (TLS) is not built yet");
+    }
+    let rest = text.strip_prefix("redis://").ok_or("a store's URL begins with redis://")?;
+    let (login, rest) = rest.rsplit_once('@').map_or((None, rest), |(login, rest)| (Some(login), rest));
+    let (place, db) = rest.split_once('/').unwrap_or((rest, ""));
+    let db = if db.is_empty() { 0 } else { db.parse().map_err(|_| "the part after / is a database number")? };
+    let (host, port) = match place.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| "the port is no number")?),
+        _ => (place, 6379),
+    };
+    if host.is_empty() {
+        return Err("a store's URL names a host");
+    }
+    let (user, password) = match login.map(|login| login.split_once(':').unwrap_or(("", login))) {
+        Some((user, password)) => ((!user.is_empty()).then(|| user.to_string()), Some(password.to_string())),
+        None => (None, None),
+    };
+    Ok(StoreUrl { host: host.trim_matches(['[', ']']).to_string(), port, user, password, db })
+}

@@ -1,0 +1,41 @@
+//! One word changed, comments and layout kept.
+
+use toml_edit::{DocumentMut, Item, Table, value};
+
+use crate::routing::Phase;
+
+/// Sets the phase of a provider (an id or a range that has a line, else a new line), a prefix that has a line, or one of
+/// the defaults (`new_providers`, `other_keys`, `pubsub`).
+pub fn set_phase(text: &str, route: &str, phase: Phase) -> Result<String, toml_edit::TomlError> {
+    let mut document: DocumentMut = text.parse()?;
+    let has = |document: &DocumentMut, section: &str| document.get(section).and_then(|item| item.get(route)).is_some();
+    let section = match route {
+        "new_providers" | "other_keys" | "pubsub" => "routing",
+        _ if has(&document, "prefixes") => "prefixes",
+        _ => "providers",
+    };
+    let table = document.entry(section).or_insert_with(|| Item::Table(Table::new()));
+    match table.get_mut(route).and_then(Item::as_value_mut) {
+        Some(old) => {
+            let decor = old.decor().clone();
+            *old = phase.to_string().into();
+            *old.decor_mut() = decor;
+        }
+        None => table[route] = value(phase.to_string()),
+    }
+    Ok(document.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_word_changes() {
+        let text = "# mine\n[providers]   # all\n\"7\" = \"standalone\"   # the first\n\"8\"=\"cluster\"\n";
+        let edited = set_phase(text, "7", Phase::DualStandalone).unwrap();
+        assert_eq!(edited, text.replace("\"standalone\"", "\"dual-standalone\""));
+        let added = set_phase(text, "9", Phase::Cluster).unwrap();
+        assert!(added.starts_with(text) && (added.ends_with("9 = \"cluster\"\n") || added.ends_with("\"9\" = \"cluster\"\n")), "{added}");
+    }
+}

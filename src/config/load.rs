@@ -1,0 +1,228 @@
+//! From a file to a checked configuration: `${NAME}`, TOML, types, then `check` for what types can't say.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::config::check;
+use crate::config::report::{Finding, Report, Reporter, nearest};
+use crate::config::{Admin, Config, Listen, Log, Store};
+
+/// The file as written. Each field's default stands in `check`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default)]
+    pub listen: ListenSection,
+    #[serde(default)]
+    pub admin: AdminSection,
+    pub standalone: StandaloneSection,
+    pub cluster: Option<ClusterSection>,
+    pub routing: RoutingSection,
+    #[serde(default)]
+    pub prefixes: BTreeMap<Spanned<String>, Spanned<String>>,
+    #[serde(default)]
+    pub providers: BTreeMap<Spanned<String>, Spanned<String>>,
+    #[serde(default)]
+    pub state: StateSection,
+    #[serde(default)]
+    pub log: LogSection,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListenSection {
+    pub address: Option<SocketAddr>,
+    pub password: Option<String>,
+    pub workers: Option<usize>,
+    pub max_clients: Option<usize>,
+    pub max_query_bytes: Option<ByteSize>,
+    pub max_pending_reply_bytes: Option<ByteSize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AdminSection {
+    pub address: Option<SocketAddr>,
+    pub token: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StandaloneSection {
+    pub url: Spanned<String>,
+    #[serde(flatten, default)]
+    pub limits: BTreeMap<String, Spanned<toml::Value>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClusterSection {
+    pub seeds: Spanned<Vec<Spanned<String>>>,
+    #[serde(flatten, default)]
+    pub limits: BTreeMap<String, Spanned<toml::Value>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RoutingSection {
+    pub keys: Vec<Spanned<String>>,
+    pub new_providers: Option<Spanned<String>>,
+    pub other_keys: Option<Spanned<String>>,
+    pub pubsub: Option<Spanned<String>>,
+    pub ack: Option<Spanned<String>>,
+    pub cluster_keys: Option<Spanned<String>>,
+    pub flip_timeout: Option<Spanned<String>>,
+    #[serde(default)]
+    pub force: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StateSection {
+    pub directory: Option<std::path::PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogSection {
+    pub level: Option<String>,
+    pub format: Option<Spanned<String>>,
+}
+
+/// Reads and judges a file. The report names every finding with its line.
+pub fn load(path: &Path) -> Result<Config, Report> {
+    let file = path.display().to_string();
+    let read = std::fs::read_to_string(path);
+    let text = read.map_err(|error| {
+        let reporter = Reporter { file: &file, text: "" };
+        Report { findings: vec![reporter.whole(format!("read {file}: {error}"), None)] }
+    })?;
+    parse(&file, &text)
+}
+
+/// The same for a text.
+pub(super) fn parse(file: &str, text: &str) -> Result<Config, Report> {
+    let text = substitute(file, text)?;
+    let reporter = Reporter { file, text: &text };
+    let parsed: File = toml::from_str(&text).map_err(|error| Report { findings: vec![explain(&reporter, &error)] })?;
+    check::check(parsed, &reporter)
+}
+
+/// Puts in the environment: `${NAME}`.
+fn substitute(file: &str, text: &str) -> Result<String, Report> {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        let is_comment = rest[..at].rsplit('\n').next().is_some_and(|line| line.trim_start().starts_with('#'));
+        let (Some(end), false) = (rest[at..].find('}'), is_comment) else {
+            out.push_str(&rest[..at + 2]);
+            rest = &rest[at + 2..];
+            continue;
+        };
+        let name = &rest[at + 2..at + end];
+        match std::env::var(name) {
+            Ok(value) => {
+                out.push_str(&rest[..at]);
+                out.push_str(&value.replace('\\', "\\\\").replace('"', "\\\""));
+            }
+            Err(_) => {
+                let begin = text.len() - rest.len() + at;
+                let reporter = Reporter { file, text };
+                let help = Some(format!("export {name}=… before starting cutover"));
+                let finding = reporter.at(begin..begin + end + 1, format!("`{name}` is not set in the environment"), help);
+                return Err(Report { findings: vec![finding] });
+            }
+        }
+        rest = &rest[at + end + 1..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// A parser's error with its place and, for an unknown key, the nearest known one.
+fn explain(reporter: &Reporter<'_>, error: &toml::de::Error) -> Finding {
+    let message = error.message().trim();
+    let help = message.strip_prefix("unknown field `").and_then(|rest| {
+        let (word, known) = rest.split_once('`')?;
+        let known = known.split('`').skip(1).step_by(2);
+        nearest(word, known).map(|near| format!("did you mean `{near}`?"))
+    });
+    match error.span() {
+        Some(span) => reporter.at(span, message, help),
+        None => reporter.whole(message, help),
+    }
+}
+
+/// Settings that both store sections have.
+const STORE_KEYS: [&str; 4] = ["connect_timeout", "reply_timeout", "patience", "queue_bytes"];
+
+/// Reads the settings that both store sections have.
+pub(super) fn store(
+    limits: &BTreeMap<String, Spanned<toml::Value>>,
+    own: &str,
+    patience: Duration,
+    reporter: &Reporter<'_>,
+    findings: &mut Vec<Finding>,
+) -> Store {
+    let mut store = Store {
+        urls: Vec::new(),
+        connect_timeout: Duration::from_secs(2),
+        reply_timeout: Duration::from_secs(10),
+        patience,
+        queue_bytes: 64 << 20,
+    };
+    for (key, value) in limits {
+        let text = value.get_ref().as_str().map_or_else(|| value.get_ref().to_string(), str::to_string);
+        let duration = humantime::parse_duration(&text).map_err(|error| format!("`{text}` is no duration: {error}"));
+        let outcome = match key.as_str() {
+            "connect_timeout" => duration.map(|value| store.connect_timeout = value),
+            "reply_timeout" => duration.map(|value| store.reply_timeout = value),
+            "patience" => duration.map(|value| store.patience = value),
+            "queue_bytes" => text.parse::<ByteSize>().map(|size| store.queue_bytes = size.as_u64() as usize),
+            unknown => {
+                let near = nearest(unknown, STORE_KEYS.into_iter().chain([own]));
+                let help = near.map(|near| format!("did you mean `{near}`?"));
+                findings.push(reporter.at(key_span(reporter.text, unknown, value.span().start), format!("unknown field `{unknown}`"), help));
+                continue;
+            }
+        };
+        if let Err(message) = outcome {
+            findings.push(reporter.at(value.span(), message, Some("write it as \"10s\", \"500ms\" or \"64MiB\"".into())));
+        }
+    }
+    store
+}
+
+/// Where the key of a value stands: directly before it on its line.
+fn key_span(text: &str, key: &str, value_start: usize) -> std::ops::Range<usize> {
+    let start = text[..value_start].rfind(key).unwrap_or(value_start);
+    start..start + key.len()
+}
+
+impl Config {
+    pub(super) fn listen_of(section: ListenSection, default: SocketAddr) -> Listen {
+        Listen {
+            address: section.address.unwrap_or(default),
+            password: section.password,
+            workers: section.workers.unwrap_or(0),
+            max_clients: section.max_clients.unwrap_or(10_000),
+            max_query_bytes: section.max_query_bytes.map_or(1 << 30, |size| size.as_u64() as usize),
+            max_pending_reply_bytes: section.max_pending_reply_bytes.map_or(1 << 30, |size| size.as_u64() as usize),
+        }
+    }
+
+    pub(super) fn admin_of(section: AdminSection, default: SocketAddr) -> Admin {
+        Admin { address: section.address.unwrap_or(default), token: section.token }
+    }
+
+    pub(super) fn log_of(section: &LogSection) -> Log {
+        let json = section.format.as_ref().is_some_and(|format| format.get_ref() == "json");
+        Log { level: section.level.clone().unwrap_or_else(|| "info".into()), json }
+    }
+}
