@@ -134,7 +134,6 @@ struct LaneOp {
     overwrite: bool,
     leader: Side,
     generation: u32,
-    dual: Option<Arc<DualState>>,
     /// First-touch writes answer when both have it: the leader's reply waits here.
     holds_reply: bool,
     led: Option<Result<Bytes, LinkError>>,
@@ -239,6 +238,7 @@ pub struct Inner {
     peers: Peers,
     journal: Arc<Journal>,
     opened: tokio::sync::Notify,
+    closing: tokio::sync::Notify,
     drains: RefCell<Vec<(Stage, oneshot::Sender<()>)>>,
     stopping: Cell<bool>,
 }
@@ -271,6 +271,7 @@ impl Engine {
             peers: parts.peers,
             journal: parts.journal,
             opened: tokio::sync::Notify::new(),
+            closing: tokio::sync::Notify::new(),
             drains: RefCell::new(Vec::new()),
             stopping: Cell::new(false),
         }))
@@ -304,6 +305,17 @@ impl Engine {
     /// Whether new requests under this plan have to wait for a flip.
     pub fn is_gated(&self, plan: &Plan) -> bool {
         self.0.sessions.is_closed(plan.route_hash) || self.0.sessions.is_closed(plan.line_hash)
+    }
+
+    /// Whether any route is closed; the cheap question before `is_gated`.
+    #[inline]
+    pub fn has_closed(&self) -> bool {
+        self.0.sessions.has_closed()
+    }
+
+    /// Waits until the gate of some route closes, or the program ends; ask `is_gated` then.
+    pub async fn closing(&self) {
+        self.0.closing.notified().await;
     }
 
     /// Waits until the gates are open again; plan anew afterwards.
@@ -362,6 +374,13 @@ impl Engine {
         self.0.stores.standalone(db, request, Some(protocol), waiter);
     }
 
+    /// Sends a request that belongs to no route (PUBLISH) to a slot of the cluster.
+    pub fn submit_slot(&self, slot: u16, request: &Bytes, protocol: Protocol, to: ReplyTo) {
+        let ticket = self.0.sessions.enter(0);
+        let waiter = EngineWaiter::Direct { engine: self.0.clone(), to, ticket };
+        self.0.stores.cluster(slot, request, Some(protocol), waiter);
+    }
+
     /// One request, awaited, on a link of this worker. It is not counted in: wrap it into a [`Guard`] where keys are touched.
     pub async fn call(&self, target: &Target, request: &Bytes, protocol: Protocol) -> Result<Bytes, LinkError> {
         self.0.call(target, request, 1, protocol).await
@@ -382,6 +401,15 @@ impl Engine {
     /// Waits while a route is gated. Every way out of the command must go through [`Guard::finish`]; a guard that is
     /// dropped (its client went away) takes its keys for changed.
     pub async fn begin(&self, keys: &[Bytes]) -> Result<Guard, Refusal> {
+        self.begin_with(keys, Hold::Yes).await
+    }
+
+    /// The same for a command that waits for others to write: its keys are brought over but not held.
+    pub async fn begin_blocking(&self, keys: &[Bytes]) -> Result<Guard, Refusal> {
+        self.begin_with(keys, Hold::No).await
+    }
+
+    async fn begin_with(&self, keys: &[Bytes], hold: Hold) -> Result<Guard, Refusal> {
         let mut plans;
         loop {
             plans = keys.iter().map(|key| self.plan(key)).collect::<Vec<_>>();
@@ -402,7 +430,11 @@ impl Engine {
         dual.dedup();
         let mut guard = Guard { engine: self.clone(), tickets, plans, resync: Vec::new(), held: Vec::new(), over: false };
         for (key, first_touch) in dual {
-            if !first_touch {
+            if !first_touch || hold == Hold::No {
+                if first_touch && let Err(refusal) = self.0.peers.touch(key.clone()).await {
+                    guard.finish(Outcome::Refused).await;
+                    return Err(refusal);
+                }
                 guard.resync.push(key);
                 continue;
             }
@@ -425,6 +457,7 @@ impl Engine {
             if matches!(message, Message::Stop) {
                 self.0.stopping.set(true);
                 self.0.opened.notify_waiters();
+                self.0.closing.notify_waiters();
             } else {
                 self.0.clone().hear(message);
             }
@@ -453,6 +486,13 @@ fn plan_of(table: &Table, key: &[u8]) -> Plan {
         dual: route.dual.clone(),
         line_hash: route.hash,
     }
+}
+
+/// Whether keys in first-touch mode are kept from others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Yes,
+    No,
 }
 
 /// A command that runs outside of the lanes; see [`Engine::begin`].
@@ -580,7 +620,6 @@ impl Inner {
             overwrite: work == Work::Overwrite,
             leader: plan.leader,
             generation,
-            dual: plan.dual,
             holds_reply: mode == Mode::FirstTouch && !matches!(work, Work::Read),
             led: None,
             awaits_expiry: false,
@@ -927,6 +966,7 @@ impl Inner {
             Message::Close { stage, routes, all, drained } => {
                 let gate = self.gate(stage);
                 gate.close(routes.into_iter().collect(), all);
+                self.closing.notify_waiters();
                 self.drains.borrow_mut().push((stage, drained));
                 self.look_at_drains();
             }
@@ -954,7 +994,6 @@ impl Inner {
             leader: plan.leader,
             generation: 0,
             ticket: self.lanes.enter(plan.route_hash),
-            dual: plan.dual,
             holds_reply: true,
             led: None,
             awaits_expiry: false,

@@ -58,6 +58,12 @@ impl Gate {
         self.is_closing.get() && self.closed.borrow().as_ref().is_some_and(|routes| routes.contains(&route_hash))
     }
 
+    /// Whether any route is closed.
+    #[inline]
+    pub fn has_closed(&self) -> bool {
+        self.is_closing.get()
+    }
+
     /// Closes the gate for these routes and begins a new epoch; see [`Gate::is_drained`].
     ///
     /// `all`: the routes stand for many providers (a range, `new_providers`), whose requests were counted in under hashes

@@ -1,1 +1,14 @@
-//! Room `session`.
+//! One client, accept to close: what it sends is read, planned and sent on; answers go back in the order of the requests.
+
+mod blocking;
+mod commands;
+mod keyspace;
+mod local;
+mod pubsub;
+mod replies;
+mod session;
+mod split;
+mod transaction;
+pub mod worker;
+
+pub use session::SessionLimits;

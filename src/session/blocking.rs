@@ -1,0 +1,170 @@
+//! Commands that wait for data: each on a connection of its own, which is dropped at once when the client goes away, so that
+//! nothing is popped for nobody. A flip of the route wakes them (CLIENT UNBLOCK; the reply says whether it popped) and they
+//! are issued again on the new leader with the time that remains.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::command::{self, CommandSpec};
+use crate::dual::{Target, refusal_of};
+use crate::resp::refusal::Refusal;
+use crate::resp::reply;
+use crate::resp::request::Request;
+use crate::resp::write;
+use crate::session::commands::outcome_of;
+use crate::session::session::Session;
+use crate::store::{LinkError, PrivateLink};
+
+/// The store has the time-out too; the proxy's own clock answers if the store doesn't.
+const GRACE: Duration = Duration::from_millis(500);
+
+enum Ended {
+    Answered(Bytes),
+    /// The route flips and nothing was taken.
+    Woken,
+    ClientGone,
+}
+
+impl Session {
+    /// A command that may wait.
+    pub(super) async fn block(&mut self, request: Request, spec: &'static CommandSpec) {
+        self.replies.settle(0).await;
+        let Some(positions) = command::keys_of(spec, &request) else {
+            let elsewhere = self.shared.engine.clone();
+            return elsewhere.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+        };
+        let keys: Vec<Bytes> = match self.is_moving_db() {
+            true => positions.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect(),
+            false => Vec::new(),
+        };
+        let time = time_argument(spec, &request);
+        let until = time.and_then(|(_, limit)| limit).map(|limit| Instant::now() + limit);
+        loop {
+            let request = match (time, until) {
+                (Some((index, Some(_))), Some(until)) => with_time(&request, spec, index, until),
+                _ => request.clone(),
+            };
+            match self.block_once(&request, spec, &keys, until).await {
+                Ok(Ended::Answered(frame)) => return self.answer_with(Ok(frame)),
+                Ok(Ended::Woken) if until.is_some_and(|until| Instant::now() >= until) => return self.answer_nothing(spec),
+                Ok(Ended::Woken) => {}
+                Ok(Ended::ClientGone) => return self.replies.close(),
+                Err(refusal) => return self.refuse(refusal),
+            }
+        }
+    }
+
+    fn answer_nothing(&self, spec: &CommandSpec) {
+        let mut out = BytesMut::new();
+        match spec.name {
+            "BLMOVE" | "BRPOPLPUSH" => write::null(&mut out, self.protocol),
+            _ => write::null_array(&mut out, self.protocol),
+        }
+        self.answer(&out);
+    }
+
+    async fn block_once(
+        &mut self,
+        request: &Request,
+        spec: &'static CommandSpec,
+        keys: &[Bytes],
+        until: Option<Instant>,
+    ) -> Result<Ended, Refusal> {
+        let engine = self.shared.engine.clone();
+        // Not held in first-touch mode: a held key could not be pushed to, and the command would wait for itself.
+        let guard = engine.begin_blocking(keys).await?;
+        let target = match self.target_now(spec.name, keys) {
+            Ok(target) => target,
+            Err(refusal) => {
+                guard.finish(crate::dual::lane::Outcome::Refused).await;
+                return Err(refusal);
+            }
+        };
+        let answer = self.wait_for(request, spec, &target, keys, until).await;
+        let outcome = match &answer {
+            Ok(Ended::Answered(frame)) if reply::is_null(frame) => crate::dual::lane::Outcome::Refused,
+            Ok(Ended::Answered(frame)) => outcome_of(&Ok(frame.clone())),
+            Ok(Ended::Woken) => crate::dual::lane::Outcome::Refused,
+            Ok(Ended::ClientGone) => crate::dual::lane::Outcome::Doubt,
+            Err(error) => outcome_of(&Err(error.clone())),
+        };
+        guard.finish(outcome).await;
+        answer.map_err(|error| refusal_of(&error))
+    }
+
+    async fn wait_for(
+        &mut self,
+        request: &Request,
+        spec: &CommandSpec,
+        target: &Target,
+        keys: &[Bytes],
+        until: Option<Instant>,
+    ) -> Result<Ended, LinkError> {
+        let engine = self.shared.engine.clone();
+        let mut link = self.private_link(target).await.map_err(|_| LinkError::Down("no connection".into()))?;
+        link.send(request.bytes()).await?;
+        let late = until.map(|until| tokio::time::Instant::from_std(until + GRACE));
+        let replies = self.replies.clone();
+        loop {
+            let overdue = async {
+                match late {
+                    Some(late) => tokio::time::sleep_until(late).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                frame = link.receive() => return frame.map(Ended::Answered),
+                read = self.read() => if !read { return Ok(Ended::ClientGone) },
+                () = replies.closed.notified() => return Ok(Ended::ClientGone),
+                () = overdue => return self.unblock(spec, target, &mut link).await,
+                () = engine.closing() => {
+                    let is_flipping = keys.iter().any(|key| engine.is_gated(&engine.plan(key)));
+                    if is_flipping || engine.is_stopping() {
+                        return self.unblock(spec, target, &mut link).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Wakes the command; its reply decides whether it took something.
+    async fn unblock(&self, spec: &CommandSpec, target: &Target, link: &mut PrivateLink) -> Result<Ended, LinkError> {
+        let engine = &self.shared.engine;
+        let wake = crate::dual::effect::command(&[b"CLIENT", b"UNBLOCK", link.id().to_string().as_bytes()]);
+        // To the very node: a slot may have moved meanwhile, and then the old node's answer is an error, which ends the wait too.
+        engine.call(target, &wake, self.protocol).await?;
+        let frame = tokio::time::timeout(Duration::from_secs(2), link.receive()).await.map_err(|_| LinkError::TimedOut)??;
+        let took_nothing = reply::is_null(&frame) || spec.name.starts_with("WAIT");
+        Ok(if took_nothing { Ended::Woken } else { Ended::Answered(frame) })
+    }
+}
+
+/// Which argument is the time-out, and how long it is (`None`: for ever).
+fn time_argument(spec: &CommandSpec, request: &Request) -> Option<(usize, Option<Duration>)> {
+    let (index, per_second) = match spec.name {
+        "BLMPOP" | "BZMPOP" => (1, 1.0),
+        "WAIT" => (2, 1000.0),
+        "WAITAOF" => (3, 1000.0),
+        "XREAD" | "XREADGROUP" => {
+            let at = (1..request.len()).find(|index| request.arg(*index).eq_ignore_ascii_case(b"BLOCK"))? + 1;
+            (at, 1000.0)
+        }
+        _ => (request.len() - 1, 1.0),
+    };
+    let value: f64 = std::str::from_utf8(request.args().nth(index)?).ok()?.parse().ok()?;
+    let limit = (value > 0.0 && value < 1e12).then(|| Duration::from_secs_f64(value / per_second));
+    Some((index, limit))
+}
+
+/// The same request with the time that remains.
+fn with_time(request: &Request, spec: &CommandSpec, index: usize, until: Instant) -> Request {
+    let rest = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let text = match spec.name {
+        "XREAD" | "XREADGROUP" | "WAIT" | "WAITAOF" => rest.as_millis().max(1).to_string(),
+        _ => format!("{:.3}", rest.as_secs_f64()),
+    };
+    let args: Vec<&[u8]> =
+        request.args().enumerate().map(|(at, arg)| if at == index { text.as_bytes() } else { arg }).collect();
+    Request::from_args(&args)
+}

@@ -1,0 +1,159 @@
+//! Commands with keys, without keys, and scripts.
+
+use bytes::Bytes;
+
+use crate::command::{self, CommandSpec};
+use crate::dual::lane::Outcome;
+use crate::dual::{ReplyPort, ReplyTo, Target, refusal_of};
+use crate::resp::refusal::Refusal;
+use crate::resp::reply;
+use crate::resp::request::Request;
+use crate::routing::Side;
+use crate::session::session::Session;
+use crate::store::Reply;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use tokio::sync::oneshot;
+
+/// A port for one awaited reply.
+struct Once(RefCell<Option<oneshot::Sender<Result<Bytes, Refusal>>>>);
+
+impl ReplyPort for Once {
+    fn deliver(&self, _seq: u64, outcome: Result<Reply<'_>, Refusal>) {
+        if let Some(sender) = self.0.borrow_mut().take() {
+            // The awaiting side may be gone with its client.
+            let _ = sender.send(outcome.map(|reply| reply.to_bytes()));
+        }
+    }
+}
+
+impl Session {
+    /// A command that goes where its keys are.
+    pub(super) async fn keyed(&mut self, request: Request, spec: &'static CommandSpec) {
+        let engine = self.shared.engine.clone();
+        if !self.is_moving_db() {
+            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+        }
+        let Some(keys) = command::keys_of(spec, &request) else {
+            // The store says what is wrong with the arguments.
+            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+        };
+        self.wait_open(&request, &keys).await;
+        if keys.len() > 1 {
+            let views: Vec<&[u8]> = keys.iter().map(|index| request.arg(*index)).collect();
+            if !engine.is_simple(&views) {
+                let keys = keys.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect();
+                return self.run_whole(request, spec, keys).await;
+            }
+        }
+        engine.submit(request, spec, &keys, self.protocol, self.reply_to());
+    }
+
+    /// Waits while the route of a key flips.
+    pub(super) async fn wait_open(&self, request: &Request, keys: &[usize]) {
+        let engine = &self.shared.engine;
+        while engine.has_closed() && keys.iter().any(|index| engine.is_gated(&engine.plan(request.arg(*index)))) {
+            engine.opened().await;
+        }
+    }
+
+    /// A command outside of the lanes, whole on one store, after everything before it was answered.
+    pub(super) async fn run_whole(&mut self, request: Request, spec: &'static CommandSpec, keys: Vec<Bytes>) {
+        self.replies.settle(0).await;
+        let outcome = self.run_guarded(request.bytes(), 1, spec.name, &keys).await;
+        self.answer_with(outcome);
+    }
+
+    /// Runs bytes on the store that leads all of the keys, and resyncs these.
+    pub(super) async fn run_guarded(&self, bytes: &Bytes, replies: u32, command: &str, keys: &[Bytes]) -> Result<Bytes, Refusal> {
+        let engine = &self.shared.engine;
+        let guard = engine.begin(keys).await?;
+        let target = match target_of(command, self.db, keys, guard.plans.iter().map(|plan| plan.leader)) {
+            Ok(target) => target,
+            Err(refusal) => {
+                guard.finish(Outcome::Refused).await;
+                return Err(refusal);
+            }
+        };
+        let answer = engine.call_batch(&target, bytes, replies, self.protocol).await;
+        guard.finish(outcome_of(&answer)).await;
+        answer.map_err(|error| refusal_of(&error))
+    }
+
+    /// One command, awaited, by the same ways as if it had come alone.
+    pub(super) async fn run_alone(&self, request: Request, spec: &'static CommandSpec) -> Result<Bytes, Refusal> {
+        let keys = command::keys_of(spec, &request).ok_or(Refusal::Syntax)?;
+        self.wait_open(&request, &keys).await;
+        let (sender, receiver) = oneshot::channel();
+        let to = ReplyTo { port: Rc::new(Once(RefCell::new(Some(sender)))), seq: 0 };
+        self.shared.engine.submit(request, spec, &keys, self.protocol, to);
+        receiver.await.unwrap_or(Err(Refusal::UnknownOutcome))
+    }
+
+    /// A command without a key: the standalone answers.
+    pub(super) async fn keyless(&mut self, request: Request, spec: &'static CommandSpec) {
+        let engine = self.shared.engine.clone();
+        // WAIT would make every other client of a shared link wait.
+        if matches!(spec.name, "WAIT" | "WAITAOF") {
+            return self.block(request, spec).await;
+        }
+        engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+    }
+
+    /// Scripts: on the store of their keys, without keys on the standalone. Loaded scripts go to every node.
+    pub(super) async fn script(&mut self, request: Request, spec: &'static CommandSpec) {
+        let engine = self.shared.engine.clone();
+        if !self.is_moving_db() {
+            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+        }
+        self.replies.settle(0).await;
+        if matches!(spec.name, "SCRIPT" | "FUNCTION") {
+            for address in engine.stores().primaries() {
+                // A node that fails here answers NOSCRIPT later, and the client loads again.
+                let _ = engine.call(&Target::Node(address), request.bytes(), self.protocol).await;
+            }
+            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+        }
+        match command::keys_of(spec, &request) {
+            Some(keys) if !keys.is_empty() => {
+                let keys = keys.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect();
+                self.run_whole(request, spec, keys).await;
+            }
+            _ => engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to()),
+        }
+    }
+}
+
+/// What an awaited answer says of the keys: an error may come from the middle of a script, so it counts as done.
+pub(super) fn outcome_of(answer: &Result<Bytes, crate::store::LinkError>) -> Outcome {
+    match answer {
+        Ok(frame) if reply::error_word(frame) == b"EXECABORT" || reply::error_word(frame) == b"NOSCRIPT" => Outcome::Refused,
+        Ok(_) => Outcome::Done,
+        Err(error) if !error.may_have_run() => Outcome::Refused,
+        Err(_) => Outcome::Doubt,
+    }
+}
+
+/// The one place where all of these keys are led, else why there is none.
+pub(super) fn target_of(
+    command: &str,
+    db: u32,
+    keys: &[Bytes],
+    mut leaders: impl Iterator<Item = Side>,
+) -> Result<Target, Refusal> {
+    let refuse = |reason| Err(Refusal::CrossSlot { command: command.to_lowercase(), reason });
+    let Some(leader) = leaders.next() else { return Ok(Target::Standalone { db }) };
+    if leaders.any(|other| other != leader) {
+        return refuse("its keys are led by different stores while their providers move");
+    }
+    if leader == Side::Standalone {
+        return Ok(Target::Standalone { db });
+    }
+    let slot = crate::slot::of(&keys[0]);
+    if keys.iter().any(|key| crate::slot::of(key) != slot) {
+        return refuse("its keys are in different slots of the cluster");
+    }
+    Ok(Target::Slot(slot))
+}

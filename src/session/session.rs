@@ -1,0 +1,278 @@
+//! The loop of one client: read, parse, send on.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+
+use crate::command::{self, CommandSpec, Kind};
+use crate::dual::{Engine, ReplyPort, ReplyTo};
+use crate::resp::limits::Limits;
+use crate::resp::refusal::Refusal;
+use crate::resp::reply::Protocol;
+use crate::resp::request::Request;
+use crate::resp::scan::{RequestScanner, split_inline};
+use crate::session::replies::Replies;
+use crate::session::transaction::Transaction;
+use crate::store::Reply;
+use crate::store::link::Dirty;
+
+/// What one read takes; a session that is idle holds no buffer at all.
+const READ_BYTES: usize = 16 << 10;
+/// Requests of one client that may be unanswered; then it is not read until some are.
+const PIPELINE_MAX: u64 = 8192;
+
+/// Bounds of a session.
+#[derive(Clone, Debug)]
+pub struct SessionLimits {
+    pub requests: Limits,
+    pub pending_reply_bytes_max: usize,
+    pub password: Option<String>,
+}
+
+/// What the sessions of a worker share.
+pub struct Shared {
+    pub engine: Engine,
+    pub limits: SessionLimits,
+    pub dirty: Rc<Dirty<Replies>>,
+    /// All sessions read into this, so that memory is held only by bytes that wait for something.
+    pub arena: RefCell<BytesMut>,
+}
+
+/// Whether the client stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    Continue,
+    /// Closes when everything is answered and written.
+    Close,
+}
+
+/// One client.
+pub struct Session {
+    pub shared: Rc<Shared>,
+    pub replies: Rc<Replies>,
+    port: Rc<dyn ReplyPort>,
+    pub reader: OwnedReadHalf,
+    pub buffer: BytesMut,
+    scanner: RequestScanner,
+    pub id: u64,
+    pub peer: String,
+    pub name: Bytes,
+    pub protocol: Protocol,
+    /// As the client numbers them.
+    pub db: u32,
+    pub is_admitted: bool,
+    pub transaction: Transaction,
+    pub subscriptions: Option<crate::store::PrivateLink>,
+    pub created: std::time::Instant,
+}
+
+impl Session {
+    pub fn new(shared: Rc<Shared>, stream: TcpStream, id: u64, peer: String) -> Self {
+        let (reader, writer) = stream.into_split();
+        let replies = Replies::new(writer, shared.dirty.clone(), shared.limits.pending_reply_bytes_max);
+        let is_admitted = shared.limits.password.is_none();
+        Self {
+            port: replies.clone(),
+            shared,
+            replies,
+            reader,
+            buffer: BytesMut::new(),
+            scanner: RequestScanner::default(),
+            id,
+            peer,
+            name: Bytes::new(),
+            protocol: Protocol::Resp2,
+            db: 0,
+            is_admitted,
+            transaction: Transaction::default(),
+            subscriptions: None,
+            created: std::time::Instant::now(),
+        }
+    }
+
+    /// Serves the client until it goes or is sent away.
+    pub async fn run(mut self) {
+        let flow = self.serve().await;
+        if flow == Flow::Close {
+            let patience = std::time::Duration::from_secs(5);
+            let last = async {
+                self.replies.settle(0).await;
+                while !self.replies.is_flushed() {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+            };
+            let _ = tokio::time::timeout(patience, last).await;
+        }
+    }
+
+    async fn serve(&mut self) -> Flow {
+        loop {
+            while let Some(parsed) = self.next_request() {
+                let request = match parsed {
+                    Ok(request) => request,
+                    Err(text) => {
+                        self.refuse(Refusal::Verbatim(format!("ERR {text}")));
+                        return Flow::Close;
+                    }
+                };
+                if self.handle(request).await == Flow::Close {
+                    return Flow::Close;
+                }
+            }
+            if self.shared.engine.is_stopping() {
+                return Flow::Close;
+            }
+            if self.replies.open() >= PIPELINE_MAX {
+                self.replies.settle(PIPELINE_MAX / 2).await;
+            }
+            let engine = self.shared.engine.clone();
+            let replies = self.replies.clone();
+            if self.subscriptions.is_some() {
+                if self.serve_subscriptions().await == Flow::Close {
+                    return Flow::Close;
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                read = self.read() => if !read { return Flow::Continue },
+                () = replies.closed.notified() => return Flow::Continue,
+                () = engine.closing() => {}
+            }
+        }
+    }
+
+    /// Reads once; false when the client is gone. Cancelling it loses nothing.
+    pub async fn read(&mut self) -> bool {
+        let Self { shared, reader, buffer, scanner, .. } = self;
+        let read = poll_fn(|context| {
+            let reader = Pin::new(&mut *reader);
+            if !buffer.is_empty() {
+                let wanted = scanner.wanted().saturating_sub(buffer.len());
+                buffer.reserve(wanted.clamp(READ_BYTES, buffer.len().max(4 * READ_BYTES)));
+                return tokio_util::io::poll_read_buf(reader, context, buffer);
+            }
+            let mut arena = shared.arena.borrow_mut();
+            if arena.capacity() - arena.len() < READ_BYTES {
+                arena.reserve(4 * READ_BYTES);
+            }
+            let read = tokio_util::io::poll_read_buf(reader, context, &mut *arena);
+            *buffer = arena.split();
+            read
+        });
+        matches!(read.await, Ok(read) if read > 0)
+    }
+
+    /// The next whole request in the buffer; an error ends the client.
+    pub fn next_request(&mut self) -> Option<Result<Request, String>> {
+        loop {
+            let length = match self.scanner.scan(&self.buffer, &self.shared.limits.requests) {
+                Ok(Some(length)) => length,
+                Ok(None) => return None,
+                Err(error) => return Some(Err(error.to_string())),
+            };
+            let bytes = self.buffer.split_to(length).freeze();
+            if self.buffer.is_empty() {
+                // Lets go of the arena, so that its memory can be used again.
+                self.buffer = BytesMut::new();
+            }
+            if self.scanner.is_inline() {
+                match split_inline(&bytes) {
+                    Ok(words) if words.is_empty() => continue,
+                    Ok(words) => return Some(Ok(Request::from_args(&words))),
+                    Err(error) => return Some(Err(error.to_string())),
+                }
+            }
+            if !self.scanner.args().is_empty() {
+                return Some(Ok(Request::new(bytes, self.scanner.args().clone())));
+            }
+        }
+    }
+
+    /// One request, to where it belongs.
+    pub async fn handle(&mut self, request: Request) -> Flow {
+        let Some(spec) = command::lookup(request.arg(0)) else {
+            return self.unknown(&request).await;
+        };
+        if !self.is_admitted && !matches!(spec.name, "AUTH" | "HELLO" | "QUIT" | "RESET") {
+            self.refuse(Refusal::Verbatim("NOAUTH Authentication required.".into()));
+            return Flow::Continue;
+        }
+        if !spec.takes(request.len()) {
+            self.transaction.spoil();
+            self.refuse(Refusal::WrongArity(spec.name.to_lowercase()));
+            return Flow::Continue;
+        }
+        if self.transaction.is_queueing() && !matches!(spec.name, "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET") {
+            self.queue(request, spec);
+            return Flow::Continue;
+        }
+        match spec.kind {
+            Kind::Keyed if command::is_blocking(spec, &request) => self.block(request, spec).await,
+            Kind::Keyed => self.keyed(request, spec).await,
+            Kind::Split(how) => self.split(request, spec, how).await,
+            Kind::Local => return self.local(request, spec).await,
+            Kind::Keyless => self.keyless(request, spec).await,
+            Kind::Publish => self.publish(request, spec),
+            Kind::PubSub => self.subscribe(request).await,
+            Kind::Transaction => self.transaction_command(request, spec).await,
+            Kind::Blocking => self.block(request, spec).await,
+            Kind::Script => self.script(request, spec).await,
+            Kind::Scan | Kind::KeyspaceWide => self.keyspace(request, spec).await,
+            Kind::Refused(reason) => self.refuse(Refusal::NotSupported { command: spec.name.to_lowercase(), reason }),
+        }
+        Flow::Continue
+    }
+
+    /// A command that the table lacks: the standalone knows whether it exists, but not the proxy where its keys are.
+    async fn unknown(&mut self, request: &Request) -> Flow {
+        self.transaction.spoil();
+        let name = String::from_utf8_lossy(&request.arg(0)[..request.arg(0).len().min(128)]).into_owned();
+        let begin: String = request.args().skip(1).take(20).fold(String::new(), |mut text, arg| {
+            if text.len() < 128 {
+                text.push_str(&format!("'{}' ", String::from_utf8_lossy(&arg[..arg.len().min(128)])));
+            }
+            text
+        });
+        self.refuse(Refusal::Verbatim(format!("ERR unknown command '{name}', with args beginning with: {begin}")));
+        Flow::Continue
+    }
+
+    /// Where the answer to the next request goes.
+    pub fn reply_to(&self) -> ReplyTo {
+        ReplyTo { port: self.port.clone(), seq: self.replies.number() }
+    }
+
+    /// Answers at once, in turn.
+    pub fn answer(&self, frame: &[u8]) {
+        let seq = self.replies.number();
+        self.replies.deliver(seq, Ok(Reply::Small(frame)));
+    }
+
+    /// Answers at once with an error.
+    pub fn refuse(&self, refusal: Refusal) {
+        let seq = self.replies.number();
+        self.replies.deliver(seq, Err(refusal));
+    }
+
+    /// Answers with whatever came of an awaited command.
+    pub fn answer_with(&self, outcome: Result<Bytes, Refusal>) {
+        let seq = self.replies.number();
+        self.replies.deliver(seq, outcome.map(Reply::Whole));
+    }
+
+    /// Whether the client's database is the one that moves.
+    pub fn is_moving_db(&self) -> bool {
+        self.db == self.shared.engine.db()
+    }
+
+    /// The keys of a request, if they can be understood.
+    pub fn keys<'r>(&self, spec: &CommandSpec, request: &'r Request) -> Option<Vec<&'r [u8]>> {
+        Some(command::keys_of(spec, request)?.iter().map(|index| request.arg(*index)).collect())
+    }
+}

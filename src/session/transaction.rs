@@ -1,0 +1,290 @@
+//! MULTI, EXEC, DISCARD, WATCH, UNWATCH: commands are queued in the proxy and planned at EXEC.
+//!
+//! Everything led by the standalone, or in one slot, is one real transaction there. What spans more is split only where
+//! each command stands for itself and nothing is watched; else it is refused before anything ran. WATCH keeps a connection
+//! of its own to the store of its keys until the transaction ends.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::command::{self, CommandSpec, Kind};
+use crate::dual::Target;
+use crate::resp::refusal::Refusal;
+use crate::resp::request::Request;
+use crate::resp::write;
+use crate::session::commands::{outcome_of, target_of};
+use crate::session::session::Session;
+use crate::session::split::{merge, parts_of};
+use crate::store::{LinkError, PrivateLink};
+
+/// Commands that one transaction may queue.
+const QUEUE_MAX: usize = 1 << 16;
+
+/// What a session has begun.
+#[derive(Default)]
+pub struct Transaction {
+    queue: Option<Vec<(Request, &'static CommandSpec)>>,
+    is_spoiled: bool,
+    watch: Option<Watch>,
+}
+
+struct Watch {
+    link: PrivateLink,
+    target: Target,
+    keys: Vec<Bytes>,
+}
+
+impl Transaction {
+    /// Whether commands are queued instead of run.
+    pub fn is_queueing(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    /// A command could not be queued: EXEC will refuse.
+    pub fn spoil(&mut self) {
+        self.is_spoiled = self.queue.is_some();
+    }
+
+    /// Forgets everything, the watched keys too.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Session {
+    pub(super) fn queue(&mut self, request: Request, spec: &'static CommandSpec) {
+        let refusal = match spec.kind {
+            Kind::Refused(reason) => Some(Refusal::NotSupported { command: spec.name.to_lowercase(), reason }),
+            Kind::PubSub | Kind::Local if !matches!(spec.name, "PING" | "ECHO" | "SELECT") => {
+                Some(Refusal::Text(format!("Command '{}' not allowed inside a transaction", spec.name.to_lowercase())))
+            }
+            _ => None,
+        };
+        if let Some(refusal) = refusal {
+            self.transaction.spoil();
+            return self.refuse(refusal);
+        }
+        let Some(queue) = &mut self.transaction.queue else { return };
+        if queue.len() >= QUEUE_MAX {
+            self.transaction.spoil();
+            return self.refuse(Refusal::Text("too many commands in one transaction".into()));
+        }
+        queue.push((request, spec));
+        self.answer(b"+QUEUED\r\n");
+    }
+
+    pub(super) async fn transaction_command(&mut self, request: Request, spec: &'static CommandSpec) {
+        let text = |text: &str| Refusal::Text(text.into());
+        match spec.name {
+            "MULTI" if self.transaction.is_queueing() => self.refuse(text("MULTI calls can not be nested")),
+            "MULTI" => {
+                self.transaction.queue = Some(Vec::new());
+                self.transaction.is_spoiled = false;
+                self.answer(b"+OK\r\n");
+            }
+            "DISCARD" if !self.transaction.is_queueing() => self.refuse(text("DISCARD without MULTI")),
+            "DISCARD" => {
+                self.transaction.reset();
+                self.answer(b"+OK\r\n");
+            }
+            "WATCH" if self.transaction.is_queueing() => self.refuse(text("WATCH inside MULTI is not allowed")),
+            "WATCH" => {
+                self.replies.settle(0).await;
+                let outcome = self.watch(&request).await;
+                self.answer_with(outcome);
+            }
+            "UNWATCH" => {
+                self.transaction.watch = None;
+                self.answer(b"+OK\r\n");
+            }
+            _ if !self.transaction.is_queueing() => self.refuse(text("EXEC without MULTI")),
+            _ => {
+                self.replies.settle(0).await;
+                let transaction = std::mem::take(&mut self.transaction);
+                let outcome = self.exec(transaction).await;
+                self.answer_with(outcome);
+            }
+        }
+    }
+
+    async fn watch(&mut self, request: &Request) -> Result<Bytes, Refusal> {
+        let mut keys: Vec<Bytes> = (1..request.len()).map(|index| Bytes::copy_from_slice(request.arg(index))).collect();
+        if let Some(watch) = &self.transaction.watch {
+            keys.extend(watch.keys.iter().cloned());
+        }
+        let target = self.target_now("watch", &keys)?;
+        let mut link = match self.transaction.watch.take() {
+            Some(watch) if watch.target == target => watch.link,
+            Some(_) => {
+                return Err(Refusal::CrossSlot { command: "watch".into(), reason: "watched keys must be on one store and slot" });
+            }
+            None => self.private_link(&target).await?,
+        };
+        let answer = link.call(request.bytes()).await.map_err(|_| Refusal::StoreDown)?;
+        self.transaction.watch = Some(Watch { link, target, keys });
+        Ok(answer)
+    }
+
+    /// Where these keys are led now.
+    pub(super) fn target_now(&self, command: &str, keys: &[Bytes]) -> Result<Target, Refusal> {
+        let engine = &self.shared.engine;
+        if !self.is_moving_db() {
+            return Ok(Target::Standalone { db: self.db });
+        }
+        target_of(command, self.db, keys, keys.iter().map(|key| engine.plan(key).leader))
+    }
+
+    /// A connection of the client's own to a target.
+    pub(super) async fn private_link(&self, target: &Target) -> Result<PrivateLink, Refusal> {
+        let stores = self.shared.engine.stores();
+        let endpoint = match target {
+            Target::Standalone { db } => Some(stores.standalone_endpoint(*db)),
+            Target::Slot(slot) => stores.slot_endpoint(*slot),
+            Target::Node(_) => None,
+        };
+        let endpoint = endpoint.ok_or(Refusal::StoreDown)?;
+        PrivateLink::connect(&endpoint, self.protocol).await.map_err(|_| Refusal::StoreDown)
+    }
+
+    async fn exec(&mut self, transaction: Transaction) -> Result<Bytes, Refusal> {
+        let Transaction { queue, is_spoiled, watch } = transaction;
+        let commands = queue.unwrap_or_default();
+        if is_spoiled {
+            return Err(Refusal::Verbatim("EXECABORT Transaction discarded because of previous errors.".into()));
+        }
+        let mut keys: Vec<Bytes> = Vec::new();
+        for (request, spec) in &commands {
+            let found = command::keys_of(spec, request).ok_or(Refusal::Syntax)?;
+            keys.extend(found.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))));
+        }
+        if let Some(watch) = &watch {
+            keys.extend(watch.keys.iter().cloned());
+        }
+        if !self.is_moving_db() {
+            keys.clear();
+        }
+        // A command without a key runs beside the standalone's keys only.
+        let is_keyless = |spec: &CommandSpec| matches!(spec.keys, command::Keys::None);
+        let whole = self.target_now("exec", &keys);
+        let fits = match &whole {
+            Ok(Target::Slot(_)) => !commands.iter().any(|(_, spec)| is_keyless(spec)),
+            Ok(_) => true,
+            Err(_) => false,
+        };
+        match (whole, watch) {
+            (Ok(_), None) if fits => {
+                let (batch, replies) = batch_of(&commands);
+                self.run_guarded(&batch, replies, "exec", &keys).await
+            }
+            (whole, Some(watch)) if fits => self.exec_watched(&commands, &keys, watch, whole?).await,
+            (whole, Some(_)) => Err(whole.err().unwrap_or(Refusal::CrossSlot {
+                command: "exec".into(),
+                reason: "a watched transaction cannot be split over stores",
+            })),
+            (_, None) => self.exec_split(commands).await,
+        }
+    }
+
+    /// EXEC on the connection that watches. A route that flipped since answers nil, which every client retries.
+    async fn exec_watched(
+        &mut self,
+        commands: &[(Request, &'static CommandSpec)],
+        keys: &[Bytes],
+        mut watch: Watch,
+        target: Target,
+    ) -> Result<Bytes, Refusal> {
+        let nil = || {
+            let mut out = BytesMut::new();
+            write::null_array(&mut out, self.protocol);
+            out.freeze()
+        };
+        if target != watch.target {
+            return Ok(nil());
+        }
+        let guard = self.shared.engine.begin(keys).await?;
+        let is_moved = self.target_now("exec", keys).ok().as_ref() != Some(&watch.target);
+        let (batch, replies) = batch_of(commands);
+        let answer = async {
+            if is_moved {
+                return Ok(nil());
+            }
+            watch.link.send(&batch).await?;
+            let mut last = watch.link.receive().await?;
+            for _ in 1..replies {
+                last = watch.link.receive().await?;
+            }
+            Ok::<_, LinkError>(last)
+        };
+        let answer = answer.await;
+        guard.finish(outcome_of(&answer)).await;
+        answer.map_err(|error| crate::dual::refusal_of(&error))
+    }
+
+    /// Commands that stand for themselves, one after the other, each where its keys are.
+    async fn exec_split(&mut self, commands: Vec<(Request, &'static CommandSpec)>) -> Result<Bytes, Refusal> {
+        let engine = self.shared.engine.clone();
+        for (request, spec) in &commands {
+            let views = self.keys(spec, request).ok_or(Refusal::Syntax)?;
+            let stands_alone = match spec.kind {
+                Kind::Split(_) | Kind::Publish | Kind::Keyless | Kind::Local => true,
+                Kind::Keyed => engine.is_simple(&views),
+                _ => false,
+            };
+            if !stands_alone {
+                return Err(Refusal::CrossSlot {
+                    command: "exec".into(),
+                    reason: "its commands have keys on several slots or stores, and one of them needs several at once",
+                });
+            }
+        }
+        let mut out = BytesMut::new();
+        write::array(&mut out, commands.len());
+        for (request, spec) in commands {
+            match self.run_one(request, spec).await {
+                Ok(frame) => out.extend_from_slice(&frame),
+                Err(refusal) => refusal.write(&mut out),
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    async fn run_one(&mut self, request: Request, spec: &'static CommandSpec) -> Result<Bytes, Refusal> {
+        let Kind::Split(how) = spec.kind else {
+            if matches!(spec.keys, command::Keys::None) {
+                let target = Target::Standalone { db: self.db };
+                let answer = self.shared.engine.call(&target, request.bytes(), self.protocol).await;
+                return answer.map_err(|error| crate::dual::refusal_of(&error));
+            }
+            return self.run_alone(request, spec).await;
+        };
+        let keys = command::keys_of(spec, &request).ok_or(Refusal::Syntax)?;
+        let mut parts = Vec::new();
+        for part in parts_of(&request, &keys, how) {
+            parts.push(self.run_alone(part, spec).await?);
+        }
+        Ok(merge(how, &parts))
+    }
+}
+
+/// MULTI, the commands, EXEC, and how many replies they have.
+fn batch_of(commands: &[(Request, &'static CommandSpec)]) -> (Bytes, u32) {
+    let mut batch = BytesMut::with_capacity(commands.iter().map(|(request, _)| request.bytes().len()).sum::<usize>() + 64);
+    write::command(&mut batch, &[b"MULTI"]);
+    for (request, _) in commands {
+        batch.extend_from_slice(request.bytes());
+    }
+    write::command(&mut batch, &[b"EXEC"]);
+    (batch.freeze(), commands.len() as u32 + 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_one_transaction_with_a_reply_for_each_command() {
+        let spec = command::lookup(b"GET").unwrap();
+        let (batch, replies) = batch_of(&[(Request::from_args(&["GET", "a"]), spec)]);
+        assert_eq!(replies, 3);
+        assert!(batch.starts_with(b"*1\r\n$5\r\nMULTI\r\n") && batch.ends_with(b"*1\r\n$4\r\nEXEC\r\n"));
+    }
+}
