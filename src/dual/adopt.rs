@@ -11,12 +11,19 @@ use tokio::sync::oneshot;
 use crate::dual::engine::{Message, Peers, Stage};
 use crate::dual::state::{RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Flip, RouteFacts};
-use crate::routing::{Phase, RouteName, RoutingSpec, Table};
+use crate::routing::{Coverage, Phase, Route, RouteName, RoutingSpec, Table};
 
 /// Why a table was not adopted: one text a refused flip, each naming the route and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct Refused(pub Vec<String>);
+
+/// Whether a route stays in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    Stays,
+    Ends,
+}
 
 /// What an adoption did.
 #[derive(Clone, Debug)]
@@ -166,7 +173,7 @@ impl Adopter {
         let state = self.state.lock();
         for flip in flips {
             let Some(dual) = new.find(&flip.route).and_then(|route| route.dual.clone()) else { continue };
-            if flip.from == Phase::Standalone && state.has_stale_cluster_keys(&flip.route.to_string()) {
+            if flip.from == Phase::Standalone && state.has_stale_cluster_keys(&flip.route) {
                 tracing::warn!(route = %flip.route, "the cluster may hold old keys of this route; it is in doubt until `cutover backfill` has gone through it");
                 dual.set_in_doubt(true);
             }
@@ -175,15 +182,76 @@ impl Adopter {
 
     /// Writes the state file; `clean` at a regular end only.
     pub fn save(&self, table: &Table, clean: bool) -> std::io::Result<()> {
-        let routes = table.routes().iter().filter(|route| route.phase != Phase::Standalone || route.dual.is_some());
-        let records = routes.map(|route| RouteRecord {
-            route: route.name.to_string(),
-            phase: route.phase.to_string(),
-            coverage: route.dual.as_ref().map(|dual| dual.coverage().to_string()),
-            in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt()),
-        });
-        let snapshot = Snapshot { version: table.version(), clean, routes: records.collect() };
-        self.state.lock().save(&snapshot)
+        self.state.lock().save(&snapshot_of(table, clean))
+    }
+
+    /// Notes what a whole walk has found out about a route. It is on disk before it counts: were it the other way round,
+    /// a crash could bring back the mode in which keys are fetched from a follower that has missed deletions since.
+    pub fn set_knowledge(&self, route: &RouteName, coverage: Coverage, doubt: Doubt) -> std::io::Result<()> {
+        let table = self.table.load_full();
+        let Some(dual) = table.find(route).and_then(|route| route.dual.clone()) else { return Ok(()) };
+        let mut snapshot = snapshot_of(&table, false);
+        for record in snapshot.routes.iter_mut().filter(|record| record.route == *route) {
+            record.coverage = Some(coverage);
+            record.in_doubt = doubt == Doubt::Stays;
+        }
+        self.state.lock().save(&snapshot)?;
+        dual.set_coverage(coverage);
+        if dual.is_in_doubt() != (doubt == Doubt::Stays) {
+            dual.set_in_doubt(doubt == Doubt::Stays);
+        }
+        Ok(())
+    }
+}
+
+/// What the state file remembers of a table. Routes in phase `standalone` are left out where nothing could cover them
+/// that is not, so that a large table makes a small file.
+fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
+    let covers_many = |route: &Route| !matches!(route.name, RouteName::Provider(_)) && route.phase != Phase::Standalone;
+    let needs_all = table.routes().iter().any(covers_many);
+    let routes = table.routes().iter().filter(|route| needs_all || route.phase != Phase::Standalone);
+    let records = routes.map(|route| RouteRecord {
+        route: route.name.clone(),
+        phase: route.phase,
+        coverage: route.dual.as_ref().map(|dual| dual.coverage()),
+        in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt()),
+    });
+    Snapshot { version: table.version(), clean, routes: records.collect() }
+}
+
+/// The table that a state file remembers, with what was known of its dual routes. Patterns and the rest, which have no
+/// phase, are taken from `spec`.
+pub fn remembered(snapshot: &Snapshot, spec: &RoutingSpec) -> Table {
+    let mut old = RoutingSpec { prefixes: Vec::new(), providers: Vec::new(), ranges: Vec::new(), ..spec.clone() };
+    (old.new_providers, old.other_keys) = (Phase::Standalone, Phase::Standalone);
+    for record in &snapshot.routes {
+        match &record.route {
+            RouteName::Provider(id) => old.providers.push((id.clone(), record.phase)),
+            RouteName::Prefix(prefix) => old.prefixes.push((prefix.clone(), record.phase)),
+            RouteName::Range(first, last) => old.ranges.push((*first, *last, record.phase)),
+            RouteName::NewProviders => old.new_providers = record.phase,
+            RouteName::OtherKeys => old.other_keys = record.phase,
+        }
+    }
+    let table = Table::build(&old, snapshot.version, None);
+    for record in &snapshot.routes {
+        let Some(dual) = table.find(&record.route).and_then(|route| route.dual.as_ref()) else { continue };
+        dual.set_coverage(record.coverage.unwrap_or(Coverage::StandaloneOnly));
+        // Effects that had not reached the follower when the program was killed are known to nobody.
+        dual.set_in_doubt(record.in_doubt || !snapshot.clean);
+    }
+    table
+}
+
+/// The table to start with: the file's, judged as flips against what the state file remembers; where they are not
+/// allowed, the remembered one, and why.
+pub fn first_table(snapshot: Option<&Snapshot>, spec: &RoutingSpec) -> (Table, Option<Refused>) {
+    let Some(snapshot) = snapshot else { return (Table::build(spec, 1, None), None) };
+    let old = remembered(snapshot, spec);
+    let new = Table::build(spec, snapshot.version + 1, Some(&old));
+    match judge(&flip::flips(&old, &new), &old, |route| spec.is_forced(route)) {
+        Ok(()) => (new, None),
+        Err(refused) => (old, Some(refused)),
     }
 }
 

@@ -620,16 +620,20 @@ impl Inner {
             overwrite: work == Work::Overwrite,
             leader: plan.leader,
             generation,
-            holds_reply: mode == Mode::FirstTouch && !matches!(work, Work::Read),
+            holds_reply: false,
             led: None,
             awaits_expiry: false,
             expiry: None,
             to,
             ticket,
-            in_lane: mode == Mode::FirstTouch && work != Work::Read,
+            in_lane: false,
         });
         let mut orders = Vec::new();
-        self.lane.borrow_mut().arrive(&key, op, work, mode, generation, &mut orders);
+        let in_lane = self.lane.borrow_mut().arrive(&key, op, work, mode, generation, &mut orders);
+        if in_lane {
+            let entry = &mut self.ops.borrow_mut()[op];
+            (entry.in_lane, entry.holds_reply) = (true, true);
+        }
         self.carry_out(orders);
     }
 
@@ -1008,6 +1012,14 @@ impl Inner {
 
     fn release(self: &Rc<Self>, key: Bytes, outcome: Outcome, done: oneshot::Sender<Result<(), Refusal>>) {
         let holder = self.lane.borrow().holder(&key);
+        if holder.is_none() {
+            // Granted after the route had left first-touch mode, where nothing is held.
+            if outcome == Outcome::Refused {
+                let _ = done.send(Ok(()));
+                return;
+            }
+            return self.resync(key, Some(done));
+        }
         if let Some(op) = holder
             && let Some(LaneOp { to: LaneReply::Granted(_, waits), .. }) = self.ops.borrow_mut().get_mut(op)
         {

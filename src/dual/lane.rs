@@ -140,13 +140,25 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// An operation arrives. `generation` is the route's: what was present under an older one counts for nothing.
-    pub fn arrive(&mut self, key: &Bytes, op: O, work: Work, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+    /// True: the operation ends with `Reply` or `Unavailable` (or is `Granted` first); false: with the leader's answer.
+    pub fn arrive(
+        &mut self,
+        key: &Bytes,
+        op: O,
+        work: Work,
+        mode: Mode,
+        generation: u32,
+        orders: &mut Vec<Order<O>>,
+    ) -> bool {
         match mode {
             Mode::Mirror { synced } => self.arrive_mirror(key, op, work, synced, generation, orders),
-            Mode::FirstTouch => match self.entries.get_mut(key) {
-                Some(entry) if !matches!(entry.stage, Stage::Idle) => entry.queue.push_back((op, work)),
-                _ => self.begin(key, op, work, generation, orders),
-            },
+            Mode::FirstTouch => {
+                match self.entries.get_mut(key) {
+                    Some(entry) if !matches!(entry.stage, Stage::Idle) => entry.queue.push_back((op, work)),
+                    _ => self.begin(key, op, work, generation, orders),
+                }
+                work != Work::Read
+            }
         }
     }
 
@@ -158,7 +170,15 @@ impl<O: Clone + PartialEq> Lane<O> {
         synced: bool,
         generation: u32,
         orders: &mut Vec<Order<O>>,
-    ) {
+    ) -> bool {
+        let is_free = |entry: &Entry<O>| matches!(entry.stage, Stage::Idle | Stage::Copying { .. });
+        if matches!(work, Work::Hold | Work::Touch) && self.entries.get(key).is_none_or(is_free) {
+            // Asked for while the route was in first-touch mode. The leader has every key by now, so there is nothing to
+            // fetch, and what a holder does is copied when it releases.
+            orders.extend((work == Work::Hold).then(|| Order::Granted { op: op.clone() }));
+            orders.push(Order::Reply { op });
+            return true;
+        }
         if let Some(entry) = self.entries.get_mut(key) {
             match &mut entry.stage {
                 Stage::Idle => orders.push(Order::Lead { op, follow: false }),
@@ -167,9 +187,12 @@ impl<O: Clone + PartialEq> Lane<O> {
                     orders.push(Order::Lead { op, follow: false });
                 }
                 // The route became synced while the key was busy in first-touch mode.
-                _ => entry.queue.push_back((op, work)),
+                _ => {
+                    entry.queue.push_back((op, work));
+                    return work != Work::Read;
+                }
             }
-            return;
+            return false;
         }
         let follow = match work {
             Work::Read | Work::Hold | Work::Touch => false,
@@ -182,6 +205,7 @@ impl<O: Clone + PartialEq> Lane<O> {
             self.entries.insert(key.clone(), Entry::new(Stage::Copying { dirty: false }));
             orders.push(Order::Dump { key: key.clone() });
         }
+        false
     }
 
     /// First-touch: an operation on a key that is not busy.

@@ -2,11 +2,14 @@
 //!
 //! One small file, written beside itself, synced and renamed, with a CRC line: a crash leaves the old one or the new one.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::routing::{Coverage, Phase, RouteName};
 
 /// The format's number; a file of another one is refused rather than guessed at.
 const FORMAT: u32 = 1;
@@ -14,9 +17,10 @@ const FORMAT: u32 = 1;
 /// What is remembered of one route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteRecord {
-    pub route: String,
-    pub phase: String,
-    pub coverage: Option<String>,
+    pub route: RouteName,
+    pub phase: Phase,
+    /// Where the phase is a dual one.
+    pub coverage: Option<Coverage>,
     pub in_doubt: bool,
 }
 
@@ -34,14 +38,14 @@ struct Document {
     format: u32,
     snapshot: Snapshot,
     /// Routes that were on the cluster and may have left keys there.
-    stale_on_cluster: Vec<String>,
+    stale_on_cluster: Vec<RouteName>,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
-    stale: Vec<String>,
+    stale: Vec<RouteName>,
     last: Snapshot,
 }
 
@@ -63,24 +67,23 @@ impl StateFile {
     }
 
     /// Whether the cluster may hold old keys of a route.
-    pub fn has_stale_cluster_keys(&self, route: &str) -> bool {
-        self.stale.iter().any(|stale| stale == route)
+    pub fn has_stale_cluster_keys(&self, route: &RouteName) -> bool {
+        self.stale.contains(route)
     }
 
     /// Writes the state; it is on disk when this returns.
     pub fn save(&mut self, snapshot: &Snapshot) -> io::Result<()> {
-        // A route that is not listed is in phase standalone; if it was dual before, its copies stay behind.
-        for before in &self.last.routes {
-            let is_gone = !snapshot.routes.iter().any(|now| now.route == before.route);
-            if is_gone && !self.has_stale_cluster_keys(&before.route) {
+        let now: HashMap<&RouteName, &RouteRecord> = snapshot.routes.iter().map(|record| (&record.route, record)).collect();
+        // A route that is not listed is in phase standalone; if it was on the cluster before, its copies stay behind.
+        for before in self.last.routes.iter().filter(|before| before.phase != Phase::Standalone) {
+            let is_gone = now.get(&before.route).is_none_or(|record| record.phase == Phase::Standalone);
+            if is_gone && !self.stale.contains(&before.route) {
                 self.stale.push(before.route.clone());
             }
         }
         // A whole walk over both stores has put right what was left behind.
-        let synced = |route: &String| {
-            snapshot.routes.iter().any(|now| now.route == *route && now.coverage.as_deref() == Some("both") && !now.in_doubt)
-        };
-        self.stale.retain(|route| !synced(route));
+        let is_synced = |record: &&RouteRecord| record.coverage == Some(Coverage::Both) && !record.in_doubt;
+        self.stale.retain(|route| now.get(route).filter(|record| is_synced(record)).is_none());
         let document = Document { format: FORMAT, snapshot: snapshot.clone(), stale_on_cluster: self.stale.clone() };
         let body = serde_json::to_string(&document).map_err(io::Error::other)?;
         let text = format!("{body}\n{:08x}\n", crc32fast::hash(body.as_bytes()));
@@ -116,8 +119,8 @@ fn parse(text: &str) -> io::Result<Document> {
 mod tests {
     use super::*;
 
-    fn record(phase: &str) -> RouteRecord {
-        RouteRecord { route: "42".into(), phase: phase.into(), coverage: None, in_doubt: false }
+    fn record(phase: Phase) -> RouteRecord {
+        RouteRecord { route: RouteName::Provider("42".into()), phase, coverage: None, in_doubt: false }
     }
 
     #[test]
@@ -125,7 +128,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (mut file, before) = StateFile::open(directory.path()).unwrap();
         assert!(before.is_none());
-        let snapshot = Snapshot { version: 3, clean: false, routes: vec![record("cluster")] };
+        let snapshot = Snapshot { version: 3, clean: false, routes: vec![record(Phase::Cluster)] };
         file.save(&snapshot).unwrap();
         assert_eq!(StateFile::open(directory.path()).unwrap().1, Some(snapshot));
         let path = directory.path().join("state.json");
@@ -140,9 +143,9 @@ mod tests {
     fn a_route_that_left_the_cluster_is_remembered_as_stale_there() {
         let directory = tempfile::tempdir().unwrap();
         let (mut file, _) = StateFile::open(directory.path()).unwrap();
-        file.save(&Snapshot { version: 1, clean: false, routes: vec![record("dual-standalone")] }).unwrap();
+        file.save(&Snapshot { version: 1, clean: false, routes: vec![record(Phase::DualStandalone)] }).unwrap();
         file.save(&Snapshot { version: 2, clean: false, routes: vec![] }).unwrap();
         let (again, _) = StateFile::open(directory.path()).unwrap();
-        assert!(again.has_stale_cluster_keys("42"));
+        assert!(again.has_stale_cluster_keys(&RouteName::Provider("42".into())));
     }
 }

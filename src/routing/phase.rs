@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// One of the two stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -32,7 +34,8 @@ impl fmt::Display for Side {
 }
 
 /// Which store answers for a route, and whether the other one gets its writes too. In the order of a move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Phase {
     Standalone,
     DualStandalone,
@@ -91,8 +94,9 @@ impl FromStr for Phase {
 }
 
 /// What a dual route's stores are known to hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
+#[serde(rename_all = "kebab-case")]
 pub enum Coverage {
     /// The cluster may lack keys: the route is on its way there.
     StandaloneOnly,
@@ -109,14 +113,5 @@ impl fmt::Display for Coverage {
             Self::ClusterOnly => "cluster-only",
             Self::Both => "both",
         })
-    }
-}
-
-impl FromStr for Coverage {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let all = [Self::StandaloneOnly, Self::ClusterOnly, Self::Both];
-        all.into_iter().find(|coverage| coverage.to_string() == text).ok_or_else(|| format!("`{text}` is no coverage"))
     }
 }
