@@ -1,1 +1,111 @@
-//! Every metric of the proxy with its help.
+//! Every metric with its help, in the text format of Prometheus.
+//!
+//! Nothing is counted by atomics on the byte path: a worker counts in cells of its own and adds what changed to these
+//! totals at each tick.
+
+use std::fmt::{Display, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Totals of all workers.
+#[derive(Debug, Default)]
+pub struct Totals {
+    pub clients: AtomicU64,
+    pub accepted: AtomicU64,
+    pub rejected: AtomicU64,
+    pub requests: AtomicU64,
+    pub lane_operations: AtomicU64,
+    pub in_flight: AtomicU64,
+    pub exceptional_keys: AtomicU64,
+    pub diverged_keys: AtomicU64,
+    /// 1 or 0.
+    pub standalone_up: AtomicU64,
+    pub cluster_up: AtomicU64,
+}
+
+/// Reads a total.
+pub fn get(total: &AtomicU64) -> u64 {
+    total.load(Ordering::Relaxed)
+}
+
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// A page of metrics being written.
+#[derive(Debug, Default)]
+pub struct Page(String);
+
+impl Page {
+    /// A metric with one value.
+    pub fn add(&mut self, name: &str, kind: Kind, help: &str, value: impl Display) {
+        self.family(name, kind, help, [(String::new(), value)]);
+    }
+
+    /// A metric with labels: `{label="value"}` and the sample, for each.
+    pub fn family<V: Display>(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        help: &str,
+        samples: impl IntoIterator<Item = (String, V)>,
+    ) {
+        let word = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.0, "# HELP cutover_{name} {help}\n# TYPE cutover_{name} {word}");
+        for (labels, value) in samples {
+            let _ = writeln!(self.0, "cutover_{name}{labels} {value}");
+        }
+    }
+
+    /// The text.
+    pub fn finish(self) -> String {
+        self.0
+    }
+}
+
+/// `{name="value"}`, the value escaped as the text format asks.
+pub fn label(pairs: &[(&str, &str)]) -> String {
+    let pair = |(name, value): &(&str, &str)| {
+        format!("{name}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+    };
+    format!("{{{}}}", pairs.iter().map(pair).collect::<Vec<_>>().join(","))
+}
+
+/// What the workers count.
+pub fn totals(page: &mut Page, totals: &Totals) {
+    use Kind::{Counter, Gauge};
+    page.add("clients", Gauge, "Clients that are connected.", get(&totals.clients));
+    page.add("clients_accepted_total", Counter, "Connections that were accepted.", get(&totals.accepted));
+    page.add("clients_rejected_total", Counter, "Connections refused because max_clients was reached.", get(&totals.rejected));
+    page.add("requests_total", Counter, "Requests that were sent to a store or a lane.", get(&totals.requests));
+    page.add("lane_operations_total", Counter, "Commands and copies that went through a lane.", get(&totals.lane_operations));
+    page.add("in_flight", Gauge, "Requests and copies that are not answered yet.", get(&totals.in_flight));
+    page.add("exceptional_keys", Gauge, "Keys of which a lane has to remember something: a copy in flight, a divergence.", get(&totals.exceptional_keys));
+    page.add("diverged_keys", Gauge, "Keys known or feared to differ between the stores.", get(&totals.diverged_keys));
+    let up = [("standalone", &totals.standalone_up), ("cluster", &totals.cluster_up)];
+    page.family("store_up", Gauge, "Whether the store answers.", up.map(|(side, up)| (label(&[("store", side)]), get(up))));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_its_help_and_hostile_labels_are_escaped() {
+        let mut page = Page::default();
+        totals(&mut page, &Totals::default());
+        page.family("x", Kind::Gauge, "X.", [(label(&[("route", "a\"\\\nb")]), 1)]);
+        let text = page.finish();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let name = line.split(['{', ' ']).next().unwrap();
+            assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+        }
+        assert!(text.contains("cutover_x{route=\"a\\\"\\\\\\nb\"} 1"));
+    }
+}

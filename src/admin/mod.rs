@@ -1,1 +1,68 @@
-//! Room `admin`.
+//! The operator's side over HTTP: health, metrics, the API that the command line uses, the dashboard.
+
+mod access;
+mod api;
+mod health;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::middleware;
+use axum::response::Html;
+use axum::routing::{get, post};
+
+use crate::dual::adopt::Adopter;
+use crate::jobs::Jobs;
+use crate::metrics::Totals;
+
+/// What the admin side shows and steers.
+#[derive(Clone)]
+pub struct Parts {
+    pub adopter: Arc<Adopter>,
+    pub jobs: Arc<Jobs>,
+    pub totals: Arc<Totals>,
+    /// Calls that change something must carry it, if it is set.
+    pub token: Option<String>,
+    pub config_path: PathBuf,
+    pub started: Instant,
+}
+
+/// Serves until its task is dropped.
+pub async fn serve(listener: std::net::TcpListener, parts: Parts) {
+    let listening = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
+    let listener = match listening {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "the admin address cannot be served; the proxy itself goes on"),
+    };
+    if let Err(error) = axum::serve(listener, router(parts)).await {
+        tracing::error!(%error, "the admin server ended; the proxy itself goes on");
+    }
+}
+
+fn router(parts: Parts) -> Router {
+    let changes = Router::new()
+        .route("/api/backfill", post(api::backfill))
+        .route("/api/verify", post(api::verify))
+        .route("/api/jobs/{id}/cancel", post(api::cancel))
+        .route_layer(middleware::from_fn_with_state(parts.clone(), access::check));
+    Router::new()
+        .route("/", get(async || Html(include_str!("dashboard.html"))))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/api/providers", get(api::providers))
+        .route("/api/table", get(api::table))
+        .route("/api/jobs", get(api::jobs))
+        .route("/api/jobs/{id}", get(api::job))
+        .merge(changes)
+        // A request is a few hundred bytes; a list of 10,000 routes is under a MiB.
+        .layer(axum::extract::DefaultBodyLimit::max(1 << 20))
+        .with_state(parts)
+}
+
+/// How long this proxy has run.
+fn uptime(parts: &Parts) -> Duration {
+    parts.started.elapsed()
+}

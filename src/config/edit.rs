@@ -1,6 +1,6 @@
 //! One word changed, comments and layout kept.
 
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use crate::routing::Phase;
 
@@ -23,6 +23,20 @@ pub fn set_phase(text: &str, route: &str, phase: Phase) -> Result<String, toml_e
         }
         None => table[route] = value(phase.to_string()),
     }
+    Ok(document.to_string())
+}
+
+/// Adds routes to `routing.force`.
+pub fn add_force(text: &str, routes: &[String]) -> Result<String, toml_edit::TomlError> {
+    let mut document: DocumentMut = text.parse()?;
+    let routing = document.entry("routing").or_insert_with(|| Item::Table(Table::new()));
+    let mut forced = routing.get("force").and_then(Item::as_array).cloned().unwrap_or_else(Array::new);
+    for route in routes {
+        if !forced.iter().any(|known| known.as_str() == Some(route)) {
+            forced.push(route.as_str());
+        }
+    }
+    routing["force"] = value(forced);
     Ok(document.to_string())
 }
 

@@ -33,7 +33,7 @@ impl StoreUrl {
 }
 
 /// A whole configuration, checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub listen: Listen,
     pub admin: Admin,
@@ -48,7 +48,7 @@ pub struct Config {
 }
 
 /// `[listen]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     pub address: SocketAddr,
     pub password: Option<String>,
@@ -61,14 +61,14 @@ pub struct Listen {
 }
 
 /// `[admin]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     pub address: SocketAddr,
     pub token: Option<String>,
 }
 
 /// `[standalone]` and `[cluster]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Store {
     /// One for the standalone, the seeds for the cluster.
     pub urls: Vec<StoreUrl>,
@@ -79,7 +79,7 @@ pub struct Store {
 }
 
 /// `[log]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
     pub level: String,
     pub json: bool,

@@ -2,6 +2,7 @@
 //! install, open. Runs on the control thread, one adoption at a time. A table that is refused changes nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -42,6 +43,8 @@ pub struct Adopter {
     turn: tokio::sync::Mutex<()>,
     flip_timeout: Duration,
     refused: Mutex<Option<String>>,
+    /// CRC-32 of the newest file that was adopted or refused, so that whoever wrote it can tell.
+    considered: AtomicU32,
 }
 
 impl Adopter {
@@ -54,7 +57,13 @@ impl Adopter {
             turn: tokio::sync::Mutex::new(()),
             flip_timeout,
             refused: Mutex::new(None),
+            considered: AtomicU32::new(0),
         }
+    }
+
+    /// CRC-32 of the newest file that was adopted or refused; 0 before the first.
+    pub fn considered(&self) -> u32 {
+        self.considered.load(Ordering::Acquire)
     }
 
     /// The adopted table.
@@ -68,14 +77,16 @@ impl Adopter {
     }
 
     /// Notes that the newest file could not even be read.
-    pub fn note_refusal(&self, reason: String) {
+    pub fn note_refusal(&self, reason: String, file_crc: u32) {
         *self.refused.lock() = Some(reason);
+        self.considered.store(file_crc, Ordering::Release);
     }
 
-    /// Adopts a table, or says why not.
-    pub async fn propose(&self, spec: &RoutingSpec) -> Result<Adopted, Refused> {
+    /// Adopts a table, or says why not. `file_crc`: of the file it was read from.
+    pub async fn propose(&self, spec: &RoutingSpec, file_crc: u32) -> Result<Adopted, Refused> {
         let outcome = self.adopt(spec).await;
         *self.refused.lock() = outcome.as_ref().err().map(ToString::to_string);
+        self.considered.store(file_crc, Ordering::Release);
         match &outcome {
             Ok(adopted) => {
                 for flip in &adopted.flips {
@@ -109,8 +120,9 @@ impl Adopter {
             self.install(&old);
             return Err(Refused(vec![format!("the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again")]));
         }
-        self.table.store(new.clone());
+        // The workers first: whoever reads the table here and sends a copy is heard after they have it too.
         self.install(&new);
+        self.table.store(new.clone());
         Ok(Adopted { version: new.version(), flips, took: began.elapsed() })
     }
 
@@ -214,7 +226,8 @@ fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
         route: route.name.clone(),
         phase: route.phase,
         coverage: route.dual.as_ref().map(|dual| dual.coverage()),
-        in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt()),
+        // Diverged keys of a mirrored route are known to this run only.
+        in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt() || dual.divergence() > 0),
     });
     Snapshot { version: table.version(), clean, routes: records.collect() }
 }

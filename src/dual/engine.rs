@@ -241,6 +241,7 @@ pub struct Inner {
     closing: tokio::sync::Notify,
     drains: RefCell<Vec<(Stage, oneshot::Sender<()>)>>,
     stopping: Cell<bool>,
+    stop: tokio::sync::Notify,
 }
 
 /// What an engine is made of.
@@ -274,6 +275,7 @@ impl Engine {
             closing: tokio::sync::Notify::new(),
             drains: RefCell::new(Vec::new()),
             stopping: Cell::new(false),
+            stop: tokio::sync::Notify::new(),
         }))
     }
 
@@ -451,11 +453,17 @@ impl Engine {
         Ok(guard)
     }
 
-    /// Takes what other workers, jobs and the control thread say; returns when told to stop.
+    /// Waits until the program is told to end. One caller.
+    pub async fn stopped(&self) {
+        self.0.stop.notified().await;
+    }
+
+    /// Takes what other workers, jobs and the control thread say, until all of them are gone.
     pub async fn run_inbox(&self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         while let Some(message) = inbox.recv().await {
             if matches!(message, Message::Stop) {
                 self.0.stopping.set(true);
+                self.0.stop.notify_one();
                 self.0.opened.notify_waiters();
                 self.0.closing.notify_waiters();
             } else {
@@ -470,9 +478,16 @@ impl Engine {
         self.0.look_at_drains();
     }
 
-    /// Requests in flight, sessions and lanes together, and the exceptional keys of the lane.
-    pub fn load(&self) -> (u64, usize) {
-        (self.0.sessions.in_flight() + self.0.lanes.in_flight(), self.0.lane.borrow().sizes().0)
+    /// What this worker is doing.
+    pub fn load(&self) -> Load {
+        let (exceptional_keys, diverged_keys) = self.0.lane.borrow().sizes();
+        Load {
+            in_flight: self.0.sessions.in_flight() + self.0.lanes.in_flight(),
+            requests: self.0.sessions.entered(),
+            lane_operations: self.0.lanes.entered(),
+            exceptional_keys: exceptional_keys as u64,
+            diverged_keys: diverged_keys as u64,
+        }
     }
 }
 
@@ -486,6 +501,20 @@ fn plan_of(table: &Table, key: &[u8]) -> Plan {
         dual: route.dual.clone(),
         line_hash: route.hash,
     }
+}
+
+/// What a worker is doing: see [`Engine::load`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests, commands in lanes and copies that are not answered yet.
+    pub in_flight: u64,
+    /// Requests sent to a store or a lane since the start.
+    pub requests: u64,
+    /// Commands and copies that went through this worker's lane since the start.
+    pub lane_operations: u64,
+    /// Keys of which the lane has to remember something.
+    pub exceptional_keys: u64,
+    pub diverged_keys: u64,
 }
 
 /// Whether keys in first-touch mode are kept from others.

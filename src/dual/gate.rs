@@ -21,6 +21,7 @@ pub struct Gate {
     counts: Vec<Cell<u32>>,
     epoch: Cell<usize>,
     closed: RefCell<Option<HashSet<u64>>>,
+    entered: Cell<u64>,
     is_closing: Cell<bool>,
     waits_for_all: Cell<bool>,
 }
@@ -31,6 +32,7 @@ impl Default for Gate {
             counts: vec![Cell::new(0); 2 * CELLS],
             epoch: Cell::new(0),
             closed: RefCell::new(None),
+            entered: Cell::new(0),
             is_closing: Cell::new(false),
             waits_for_all: Cell::new(false),
         }
@@ -42,6 +44,7 @@ impl Gate {
     pub fn enter(&self, route_hash: u64) -> Ticket {
         let cell = self.epoch.get() * CELLS + cell_of(route_hash);
         self.counts[cell].set(self.counts[cell].get() + 1);
+        self.entered.set(self.entered.get() + 1);
         Ticket(cell as u16)
     }
 
@@ -89,6 +92,11 @@ impl Gate {
     pub fn open(&self) {
         *self.closed.borrow_mut() = None;
         self.is_closing.set(false);
+    }
+
+    /// How many requests were ever counted in.
+    pub fn entered(&self) -> u64 {
+        self.entered.get()
     }
 
     /// How many requests are in flight.

@@ -8,4 +8,4 @@ pub mod journal;
 pub mod lane;
 pub mod state;
 
-pub use engine::{Engine, EngineParts, EngineWaiter, Guard, Message, Peers, Plan, ReplyPort, ReplyTo, Target, refusal_of};
+pub use engine::{Engine, EngineParts, EngineWaiter, Guard, Load, Message, Peers, Plan, ReplyPort, ReplyTo, Target, refusal_of};

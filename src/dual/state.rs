@@ -66,6 +66,15 @@ impl StateFile {
         Ok((file, Some(document.snapshot)))
     }
 
+    /// What is remembered in a directory, changing nothing; `None`: nothing yet.
+    pub fn read(directory: &Path) -> io::Result<Option<Snapshot>> {
+        match fs::read_to_string(directory.join("state.json")) {
+            Ok(text) => parse(&text).map(|document| Some(document.snapshot)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the cluster may hold old keys of a route.
     pub fn has_stale_cluster_keys(&self, route: &RouteName) -> bool {
         self.stale.contains(route)

@@ -1,1 +1,291 @@
-//! Room `jobs`.
+//! Work that walks the whole of a store: backfill and verify. Jobs run inside the proxy, on the control thread, and touch
+//! data only through the lanes, so that no copy can cross a write.
+
+mod backfill;
+mod reader;
+mod scan;
+mod verify;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::dual::Peers;
+use crate::dual::adopt::Adopter;
+use crate::routing::{RouteName, Table};
+use crate::store::SlotMap;
+use crate::store::link::Endpoint;
+
+/// Keys a second where nothing else is asked for: a small server still serves its application beside it.
+pub const RATE_DEFAULT: u64 = 5_000;
+/// Finished jobs that are remembered.
+const JOBS_MAX: usize = 200;
+/// Differences that a verification names one by one.
+const DIFFERENCES_MAX: usize = 100;
+
+/// What a job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Copies what the follower lacks; the route is synced afterwards.
+    Backfill,
+    /// Compares both stores, key by key.
+    Verify,
+}
+
+/// How a job is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Keys a second at most; 0: as fast as the stores answer.
+    pub rate: u64,
+    /// Verify only: copies what differs.
+    pub repair: bool,
+}
+
+/// Where a job stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Running,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+/// A key that differs, and how.
+#[derive(Clone, Debug, Serialize)]
+pub struct Difference {
+    pub key: String,
+    pub what: String,
+}
+
+/// One job. The counters are read while it runs.
+#[derive(Debug)]
+pub struct Job {
+    pub id: u64,
+    pub kind: Kind,
+    pub routes: Vec<RouteName>,
+    pub options: Options,
+    began: Instant,
+    pub scanned: AtomicU64,
+    /// Keys of the job's routes.
+    pub matched: AtomicU64,
+    pub copied: AtomicU64,
+    pub differing: AtomicU64,
+    pub repaired: AtomicU64,
+    /// Only on the store that does not answer, where the other is still being filled.
+    pub pending: AtomicU64,
+    /// Keys in the stores that are walked, as DBSIZE said at the beginning.
+    pub keys_total: AtomicU64,
+    differences: Mutex<Vec<Difference>>,
+    end: Mutex<Option<(State, String, Duration)>>,
+    cancelled: AtomicBool,
+}
+
+/// What the API shows of a job.
+#[derive(Debug, Serialize)]
+pub struct JobView {
+    pub id: u64,
+    pub kind: Kind,
+    pub routes: Vec<String>,
+    pub state: State,
+    pub scanned: u64,
+    pub keys_total: u64,
+    pub matched: u64,
+    pub copied: u64,
+    pub differing: u64,
+    pub repaired: u64,
+    pub pending: u64,
+    pub seconds: f64,
+    pub keys_per_second: f64,
+    /// What was wrong, or what the end means.
+    pub message: String,
+    pub differences: Vec<Difference>,
+}
+
+impl Job {
+    /// A snapshot.
+    pub fn view(&self) -> JobView {
+        let (state, message, took) =
+            self.end.lock().clone().unwrap_or_else(|| (State::Running, String::new(), self.began.elapsed()));
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (scanned, seconds) = (get(&self.scanned), took.as_secs_f64());
+        JobView {
+            id: self.id,
+            kind: self.kind,
+            routes: self.routes.iter().map(ToString::to_string).collect(),
+            state,
+            scanned,
+            keys_total: get(&self.keys_total),
+            matched: get(&self.matched),
+            copied: get(&self.copied),
+            differing: get(&self.differing),
+            repaired: get(&self.repaired),
+            pending: get(&self.pending),
+            seconds,
+            keys_per_second: scanned as f64 / seconds.max(0.001),
+            message,
+            differences: self.differences.lock().clone(),
+        }
+    }
+
+    fn report(&self, key: &[u8], what: impl Into<String>) {
+        self.differing.fetch_add(1, Ordering::Relaxed);
+        let mut differences = self.differences.lock();
+        if differences.len() < DIFFERENCES_MAX {
+            let key = key.escape_ascii().to_string();
+            differences.push(Difference { key, what: what.into() });
+        }
+    }
+
+    /// Keeps to the rate, and lets a store that answers slowly breathe as long as it took.
+    async fn throttle(&self, answered_in: Duration) {
+        let mut pause = if answered_in > SLOW { answered_in } else { Duration::ZERO };
+        if self.options.rate > 0 {
+            let due = Duration::from_secs_f64(self.scanned.load(Ordering::Relaxed) as f64 / self.options.rate as f64);
+            pause = pause.max(due.saturating_sub(self.began.elapsed()));
+        }
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// A page of SCAN takes well under a millisecond on a server that is not busy.
+const SLOW: Duration = Duration::from_millis(20);
+
+/// Why a job ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    #[error("cancelled")]
+    Cancelled,
+    #[error("{node} cannot be read: {reason}; start the job again when it answers")]
+    Store { node: String, reason: String },
+    #[error("{0}")]
+    Incomplete(String),
+    #[error("write state file")]
+    State(#[from] std::io::Error),
+}
+
+/// What jobs work with.
+pub struct Context {
+    pub adopter: Arc<Adopter>,
+    pub peers: Peers,
+    pub standalone: Endpoint,
+    pub seeds: Vec<Endpoint>,
+    pub slot_map: Arc<ArcSwap<SlotMap>>,
+    pub refresh: Arc<Notify>,
+}
+
+impl Context {
+    fn table(&self) -> Arc<Table> {
+        self.adopter.table()
+    }
+}
+
+/// All jobs of this run.
+pub struct Jobs {
+    context: Arc<Context>,
+    list: Mutex<Vec<Arc<Job>>>,
+}
+
+impl Jobs {
+    /// None yet.
+    pub fn new(context: Context) -> Arc<Self> {
+        Arc::new(Self { context: Arc::new(context), list: Mutex::new(Vec::new()) })
+    }
+
+    /// All of them, the newest last.
+    pub fn list(&self) -> Vec<Arc<Job>> {
+        self.list.lock().clone()
+    }
+
+    /// One by its number.
+    pub fn get(&self, id: u64) -> Option<Arc<Job>> {
+        self.list.lock().iter().find(|job| job.id == id).cloned()
+    }
+
+    /// Asks a running job to end; what it has copied stays copied.
+    pub fn cancel(&self, id: u64) -> bool {
+        self.get(id).inspect(|job| job.cancelled.store(true, Ordering::Relaxed)).is_some()
+    }
+
+    /// Begins a job for routes of the adopted table, or says why it makes no sense. A job of the same kind that already
+    /// runs for the same routes is joined.
+    pub fn start(&self, kind: Kind, routes: Vec<RouteName>, options: Options) -> Result<Arc<Job>, String> {
+        let table = self.context.table();
+        for name in &routes {
+            let Some(route) = table.find(name) else {
+                return Err(format!("there is no route `{name}` in the table; name a provider, a range or a prefix as proxy.toml does"));
+            };
+            if route.dual.is_none() {
+                return Err(format!(
+                    "route `{name}` is in phase {}: one store has its keys, so there is nothing to {}; move it to a dual phase first",
+                    route.phase,
+                    match kind {
+                        Kind::Backfill => "copy",
+                        Kind::Verify => "compare",
+                    }
+                ));
+            }
+        }
+        let mut list = self.list.lock();
+        let runs = |job: &&Arc<Job>| job.kind == kind && job.routes == routes && job.end.lock().is_none();
+        if let Some(job) = list.iter().find(runs) {
+            return Ok(job.clone());
+        }
+        let job = Arc::new(Job {
+            id: list.last().map_or(1, |job| job.id + 1),
+            kind,
+            routes,
+            options,
+            began: Instant::now(),
+            scanned: AtomicU64::new(0),
+            matched: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
+            differing: AtomicU64::new(0),
+            repaired: AtomicU64::new(0),
+            pending: AtomicU64::new(0),
+            keys_total: AtomicU64::new(0),
+            differences: Mutex::new(Vec::new()),
+            end: Mutex::new(None),
+            cancelled: AtomicBool::new(false),
+        });
+        if list.len() >= JOBS_MAX
+            && let Some(ended) = list.iter().position(|job| job.end.lock().is_some())
+        {
+            list.remove(ended);
+        }
+        list.push(job.clone());
+        tokio::spawn(run(self.context.clone(), job.clone()));
+        Ok(job)
+    }
+}
+
+async fn run(context: Arc<Context>, job: Arc<Job>) {
+    let wanted: HashSet<RouteName> = job.routes.iter().cloned().collect();
+    tracing::info!(job = job.id, kind = ?job.kind, routes = ?job.view().routes, "job begins");
+    let outcome = match job.kind {
+        Kind::Backfill => backfill::run(&context, &job, &wanted).await,
+        Kind::Verify => verify::run(&context, &job, &wanted).await,
+    };
+    let (state, message) = match outcome {
+        Ok(message) => (State::Done, message),
+        Err(JobError::Cancelled) => (State::Cancelled, "cancelled; what was copied stays copied".into()),
+        Err(error) => (State::Failed, error.to_string()),
+    };
+    *job.end.lock() = Some((state, message, job.began.elapsed()));
+    let view = job.view();
+    let (scanned, matched, copied, differing) = (view.scanned, view.matched, view.copied, view.differing);
+    tracing::info!(job = job.id, state = ?view.state, scanned, matched, copied, differing, seconds = view.seconds, message = view.message, "job ended");
+}

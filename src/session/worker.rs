@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -13,7 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
-use crate::dual::{Engine, EngineParts, Message, Peers};
+use crate::dual::{Engine, EngineParts, Load, Message, Peers};
+use crate::metrics::Totals;
 use crate::routing::Table;
 use crate::session::session::{Session, SessionLimits, Shared};
 use crate::store::link::Dirty;
@@ -22,18 +23,6 @@ use crate::store::{Stores, StoresConfig};
 const TICK: Duration = Duration::from_millis(25);
 /// How long sessions get to answer what they have when the program ends.
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// What all workers share and show.
-#[derive(Default)]
-pub struct Counters {
-    pub clients: AtomicUsize,
-    pub accepted: AtomicU64,
-    pub rejected: AtomicU64,
-    pub in_flight: AtomicU64,
-    pub exceptional_keys: AtomicU64,
-    pub standalone_up: AtomicUsize,
-    pub cluster_up: AtomicUsize,
-}
 
 /// What a worker is made of.
 pub struct WorkerParts {
@@ -47,7 +36,7 @@ pub struct WorkerParts {
     pub peers: Peers,
     pub inbox: mpsc::UnboundedReceiver<Message>,
     pub journal: Arc<crate::dual::journal::Journal>,
-    pub counters: Arc<Counters>,
+    pub totals: Arc<Totals>,
 }
 
 /// Binds the shared port once, so that a port that is taken is told before anything starts.
@@ -61,15 +50,15 @@ pub fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Runs a worker on the calling thread until it is told to stop.
-pub fn run(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::Result<()> {
+/// Runs a worker on the calling thread until it is told to stop. True: everything was answered, effects included.
+pub fn run(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::Result<bool> {
     // Looked at between polls of the sockets: more tasks a turn make larger writes.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(256).build()?;
     let local = LocalSet::new();
     runtime.block_on(local.run_until(serve(parts, listener)))
 }
 
-async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::Result<()> {
+async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::Result<bool> {
     let listener = TcpListener::from_std(listener)?;
     let wake = Rc::new(Notify::new());
     let stores = Stores::new(parts.stores, wake.clone());
@@ -97,50 +86,56 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
             }
         }
     });
-    let ticker = tokio::task::spawn_local(tick(engine.clone(), parts.counters.clone(), parts.number));
+    let ticker = tokio::task::spawn_local(tick(engine.clone(), parts.totals.clone(), parts.number));
     let open = Rc::new(Cell::new(0usize));
-    let accepting = tokio::task::spawn_local(accept(listener, shared, parts.counters, parts.clients_max, open.clone()));
-    engine.run_inbox(parts.inbox).await;
+    let accepting = tokio::task::spawn_local(accept(listener, shared, parts.totals, parts.clients_max, open.clone()));
+    let (inbox, hearing) = (parts.inbox, engine.clone());
+    let hearing = tokio::task::spawn_local(async move { hearing.run_inbox(inbox).await });
+    engine.stopped().await;
     accepting.abort();
     let deadline = Instant::now() + DRAIN;
     while open.get() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    while engine.load().0 > 0 && Instant::now() < deadline {
+    while engine.load().in_flight > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    flusher.abort();
-    ticker.abort();
-    Ok(())
+    for task in [hearing, flusher, ticker] {
+        task.abort();
+    }
+    Ok(engine.load().in_flight == 0)
 }
 
-async fn tick(engine: Engine, counters: Arc<Counters>, number: usize) {
-    let mut published = (0u64, 0u64);
+async fn tick(engine: Engine, totals: Arc<Totals>, number: usize) {
+    let mut last = Load::default();
     loop {
         tokio::time::sleep(TICK).await;
         engine.stores().tick(Instant::now());
         engine.tick();
-        let (in_flight, keys) = engine.load();
-        publish(&counters.in_flight, &mut published.0, in_flight);
-        publish(&counters.exceptional_keys, &mut published.1, keys as u64);
+        let now = engine.load();
+        publish(&totals.in_flight, last.in_flight, now.in_flight);
+        publish(&totals.requests, last.requests, now.requests);
+        publish(&totals.lane_operations, last.lane_operations, now.lane_operations);
+        publish(&totals.exceptional_keys, last.exceptional_keys, now.exceptional_keys);
+        publish(&totals.diverged_keys, last.diverged_keys, now.diverged_keys);
+        last = now;
         if number == 0 {
             use crate::store::StoreSide::{Cluster, Standalone};
-            counters.standalone_up.store(usize::from(engine.stores().is_up(Standalone)), Ordering::Relaxed);
-            counters.cluster_up.store(usize::from(engine.stores().is_up(Cluster)), Ordering::Relaxed);
+            totals.standalone_up.store(engine.stores().is_up(Standalone).into(), Ordering::Relaxed);
+            totals.cluster_up.store(engine.stores().is_up(Cluster).into(), Ordering::Relaxed);
         }
     }
 }
 
-/// Adds what changed of this worker's share to a gauge of all.
-fn publish(gauge: &AtomicU64, last: &mut u64, now: u64) {
-    gauge.fetch_add(now.wrapping_sub(*last), Ordering::Relaxed);
-    *last = now;
+/// Adds what changed of this worker's share to the total.
+fn publish(total: &AtomicU64, last: u64, now: u64) {
+    total.fetch_add(now.wrapping_sub(last), Ordering::Relaxed);
 }
 
 async fn accept(
     listener: TcpListener,
     shared: Rc<Shared>,
-    counters: Arc<Counters>,
+    totals: Arc<Totals>,
     clients_max: usize,
     open: Rc<Cell<usize>>,
 ) {
@@ -153,20 +148,20 @@ async fn accept(
                 continue;
             }
         };
-        let id = counters.accepted.fetch_add(1, Ordering::Relaxed) + 1;
-        if counters.clients.fetch_add(1, Ordering::Relaxed) >= clients_max {
-            counters.clients.fetch_sub(1, Ordering::Relaxed);
-            counters.rejected.fetch_add(1, Ordering::Relaxed);
+        let id = totals.accepted.fetch_add(1, Ordering::Relaxed) + 1;
+        if totals.clients.fetch_add(1, Ordering::Relaxed) >= clients_max as u64 {
+            totals.clients.fetch_sub(1, Ordering::Relaxed);
+            totals.rejected.fetch_add(1, Ordering::Relaxed);
             reject(&stream);
             continue;
         }
         let _ = stream.set_nodelay(true);
         let session = Session::new(shared.clone(), stream, id, peer.to_string());
-        let (counters, open) = (counters.clone(), open.clone());
+        let (totals, open) = (totals.clone(), open.clone());
         open.set(open.get() + 1);
         tokio::task::spawn_local(async move {
             session.run().await;
-            counters.clients.fetch_sub(1, Ordering::Relaxed);
+            totals.clients.fetch_sub(1, Ordering::Relaxed);
             open.set(open.get() - 1);
         });
     }

@@ -1,0 +1,65 @@
+//! Who may change something: whoever has the token, and no page of another origin.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::admin::Parts;
+
+/// Lets a request pass, or answers 401 or 403 and why.
+pub async fn check(State(parts): State<Parts>, request: Request, next: Next) -> Response {
+    if is_foreign(request.headers()) {
+        return (StatusCode::FORBIDDEN, "refused: the call comes from a web page of another origin\n").into_response();
+    }
+    if !has_token(parts.token.as_deref(), request.headers()) {
+        let how = "refused: send the admin token of proxy.toml as `Authorization: Bearer TOKEN`\n";
+        return (StatusCode::UNAUTHORIZED, how).into_response();
+    }
+    next.run(request).await
+}
+
+/// A browser names the page that a call comes from; a command line does not.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let own = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let place = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    place.is_none_or(|(_, place)| place != own)
+}
+
+fn has_token(token: Option<&str>, headers: &HeaderMap) -> bool {
+    let Some(token) = token else { return true };
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+    // As long for a wrong token as for the right one, so that time tells nothing.
+    let same = given.bytes().zip(token.bytes()).fold(0, |differs, (left, right)| differs | (left ^ right)) == 0;
+    same && given.len() == token.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(header::HeaderName, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_page_of_another_origin_is_foreign_and_a_command_line_is_not() {
+        let host = (header::HOST, "127.0.0.1:9380");
+        assert!(!is_foreign(&headers(&[host.clone()])));
+        assert!(!is_foreign(&headers(&[host.clone(), (header::ORIGIN, "http://127.0.0.1:9380")])));
+        assert!(is_foreign(&headers(&[host.clone(), (header::ORIGIN, "https://evil.example")])));
+        assert!(is_foreign(&headers(&[host, (header::ORIGIN, "null")])));
+    }
+
+    #[test]
+    fn only_the_whole_token_counts() {
+        let with = |value: &str| headers(&[(header::AUTHORIZATION, value)]);
+        assert!(has_token(None, &headers(&[])));
+        assert!(has_token(Some("abc"), &with("Bearer abc")));
+        for wrong in ["Bearer ab", "Bearer abcd", "Bearer ", "abc"] {
+            assert!(!has_token(Some("abc"), &with(wrong)), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Whether the proxy can serve, and its metrics.
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use crate::admin::{Parts, uptime};
+use crate::metrics::{self, Kind, Page, label};
+use crate::routing::{Phase, Table};
+
+/// Routes that have series of their own; beyond, only the totals. Prometheus suffers from more.
+const ROUTE_SERIES_MAX: usize = 1_000;
+
+/// 200 only with both stores reachable as the table needs them.
+pub async fn ready(State(parts): State<Parts>) -> Response {
+    let table = parts.adopter.table();
+    let mut missing = Vec::new();
+    if metrics::get(&parts.totals.standalone_up) == 0 {
+        missing.push("the standalone does not answer");
+    }
+    if needs_cluster(&table) && metrics::get(&parts.totals.cluster_up) == 0 {
+        missing.push("the cluster does not answer on every primary");
+    }
+    match missing.is_empty() {
+        true => "ready\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join("; "))).into_response(),
+    }
+}
+
+fn needs_cluster(table: &Table) -> bool {
+    !table.all_standalone() || table.pubsub() != Phase::Standalone
+}
+
+/// Prometheus text.
+pub async fn metrics(State(parts): State<Parts>) -> Response {
+    let mut page = Page::default();
+    metrics::totals(&mut page, &parts.totals);
+    let table = parts.adopter.table();
+    page.add("table_version", Kind::Gauge, "Number of the adopted table.", table.version());
+    let refused = u8::from(parts.adopter.refused().is_some());
+    page.add("table_refused", Kind::Gauge, "Whether the newest proxy.toml was refused; GET /api/table says why.", refused);
+    page.add("uptime_seconds", Kind::Gauge, "Since the proxy was started.", uptime(&parts).as_secs());
+    let phases = Phase::ALL.map(|phase| {
+        let routes = table.routes().iter().filter(|route| route.phase == phase).count();
+        (label(&[("phase", &phase.to_string())]), routes)
+    });
+    page.family("routes", Kind::Gauge, "Routes of the table in each phase.", phases);
+    let dual: Vec<_> = table.routes().iter().filter_map(|route| Some((route, route.dual.clone()?))).collect();
+    let open: u64 = dual.iter().map(|(_, dual)| dual.divergence()).sum();
+    page.add("open_divergence", Kind::Gauge, "Keys of all dual routes that may differ and are to be repaired.", open);
+    let shown = dual.iter().take(ROUTE_SERIES_MAX);
+    let of = |name: &dyn std::fmt::Display| label(&[("route", &name.to_string())]);
+    let divergence = shown.clone().map(|(route, dual)| (of(&route.name), dual.divergence()));
+    page.family("route_open_divergence", Kind::Gauge, "The same of one route, for the first 1,000 dual routes.", divergence);
+    let synced = shown.map(|(route, dual)| (of(&route.name), u8::from(dual.is_synced())));
+    page.family("route_synced", Kind::Gauge, "Whether both stores of a dual route are known to hold every key.", synced);
+    let running = parts.jobs.list().iter().filter(|job| job.view().state == crate::jobs::State::Running).count();
+    page.add("jobs_running", Kind::Gauge, "Backfills and verifications that are running.", running);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.finish()).into_response()
+}

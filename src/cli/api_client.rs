@@ -1,0 +1,58 @@
+//! The running proxy, by its admin address.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::config::Config;
+
+/// See the module.
+pub struct ApiClient {
+    agent: ureq::Agent,
+    base: String,
+    token: Option<String>,
+}
+
+impl ApiClient {
+    /// Nothing is sent yet.
+    pub fn new(config: &Config) -> Self {
+        let settings = ureq::Agent::config_builder()
+            .timeout_global(Some(Duration::from_secs(10)))
+            .http_status_as_error(false)
+            .build();
+        let mut address = config.admin.address;
+        // A proxy that listens everywhere is reached by loopback.
+        if address.ip().is_unspecified() {
+            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        }
+        Self { agent: settings.into(), base: format!("http://{address}"), token: config.admin.token.clone() }
+    }
+
+    /// Reads.
+    pub fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let answer = self.agent.get(format!("{}{path}", self.base)).call();
+        self.understand(answer)
+    }
+
+    /// Changes something.
+    pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let mut request = self.agent.post(format!("{}{path}", self.base));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        self.understand(request.send_json(body))
+    }
+
+    fn understand(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
+        let mut answer = answer.with_context(|| {
+            format!("the proxy's admin side does not answer at {}; is `cutover serve` running with this configuration?", self.base)
+        })?;
+        let text = answer.body_mut().read_to_string().context("read the proxy's answer")?;
+        if answer.status().is_success() {
+            return serde_json::from_str(&text).context("understand the proxy's answer");
+        }
+        let reason = serde_json::from_str::<Value>(&text).ok().and_then(|body| body["error"].as_str().map(str::to_string));
+        bail!("{}", reason.unwrap_or_else(|| text.trim().to_string()))
+    }
+}
