@@ -201,14 +201,15 @@ impl Adopter {
     /// a crash could bring back the mode in which keys are fetched from a follower that has missed deletions since.
     pub fn set_knowledge(&self, route: &RouteName, coverage: Coverage, doubt: Doubt) -> std::io::Result<()> {
         let table = self.table.load_full();
-        let Some(dual) = table.find(route).and_then(|route| route.dual.clone()) else { return Ok(()) };
+        let Some(found) = table.find(route) else { return Ok(()) };
+        let Some(dual) = &found.dual else { return Ok(()) };
         let mut snapshot = snapshot_of(&table, false);
-        for record in snapshot.routes.iter_mut().filter(|record| record.route == *route) {
+        for record in snapshot.routes.iter_mut().filter(|record| record.route == found.name) {
             record.coverage = Some(coverage);
             record.in_doubt = doubt == Doubt::Stays;
         }
         self.state.lock().save(&snapshot)?;
-        dual.set_coverage(coverage);
+        table.set_coverage(found, coverage);
         if dual.is_in_doubt() != (doubt == Doubt::Stays) {
             dual.set_in_doubt(doubt == Doubt::Stays);
         }

@@ -6,7 +6,7 @@
 //! [`Engine::begin`] and [`Guard::finish`], which resync the keys afterwards.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -32,6 +32,9 @@ const PRESENT_KEYS_MAX: usize = 1 << 20;
 const DIVERGED_KEYS_MAX: usize = 100_000;
 /// Repairs begun at a tick (every 50 ms), so that a follower that comes back is not drowned.
 const REPAIRS_PER_TICK: usize = 200;
+
+/// Tables that are remembered for scans which began under them.
+const TABLES_MAX: usize = 8;
 
 /// Where the answer to a request goes: the session's queue of replies.
 pub trait ReplyPort {
@@ -226,6 +229,8 @@ pub struct Engine(Rc<Inner>);
 pub struct Inner {
     worker: usize,
     table: RefCell<Arc<Table>>,
+    /// The newest is last; for scans that began under an older one.
+    tables: RefCell<VecDeque<Arc<Table>>>,
     stores: Stores<EngineWaiter>,
     db: u32,
     sessions: Gate,
@@ -260,6 +265,7 @@ impl Engine {
     pub fn new(parts: EngineParts) -> Self {
         Self(Rc::new(Inner {
             worker: parts.worker,
+            tables: RefCell::new(VecDeque::from([parts.table.clone()])),
             table: RefCell::new(parts.table),
             stores: parts.stores,
             db: parts.db,
@@ -282,6 +288,11 @@ impl Engine {
     /// The table under which requests are planned now.
     pub fn table(&self) -> Arc<Table> {
         self.0.table.borrow().clone()
+    }
+
+    /// The newest table that `is` names, of those that were adopted last.
+    pub fn past_table(&self, is: impl Fn(&Table) -> bool) -> Option<Arc<Table>> {
+        self.0.tables.borrow().iter().rev().find(|table| is(table)).cloned()
     }
 
     /// The stores of this worker.
@@ -1086,6 +1097,14 @@ impl Inner {
     fn open(self: &Rc<Self>, table: Arc<Table>) {
         self.drains.borrow_mut().clear();
         *self.table.borrow_mut() = table.clone();
+        let mut tables = self.tables.borrow_mut();
+        if tables.back().is_some_and(|newest| newest.version() != table.version()) {
+            tables.push_back(table.clone());
+        }
+        if tables.len() > TABLES_MAX {
+            tables.pop_front();
+        }
+        drop(tables);
         // A route without a follower has nothing that could diverge.
         let gone = self.lane.borrow_mut().forget(|key| plan_of(&table, key).follower.is_none());
         if gone > 0 {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 
-use crate::routing::{Coverage, Patterns, Phase};
+use crate::routing::{Coverage, Patterns, Phase, Side};
 
 /// What names a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -60,6 +60,7 @@ pub struct DualState {
     in_doubt: AtomicBool,
     divergence: AtomicI64,
     generation: AtomicU32,
+    brought_over_at: AtomicU32,
 }
 
 impl DualState {
@@ -70,6 +71,7 @@ impl DualState {
             in_doubt: AtomicBool::new(false),
             divergence: AtomicI64::new(0),
             generation: AtomicU32::new(0),
+            brought_over_at: AtomicU32::new(0),
         }
     }
 
@@ -85,6 +87,12 @@ impl DualState {
     /// Sets it; `Both` only after a whole walk without a failure.
     pub fn set_coverage(&self, coverage: Coverage) {
         self.coverage.store(coverage as u8, Ordering::Relaxed);
+    }
+
+    /// The [`Table::knowledge`] with which the last key was brought over to a cluster that leads; 0: it led complete from
+    /// the beginning, or lacks keys still.
+    pub fn brought_over_at(&self) -> u32 {
+        self.brought_over_at.load(Ordering::Acquire)
     }
 
     /// Whether any key of the route may differ, beyond those that are counted one by one.
@@ -187,6 +195,8 @@ pub struct Table {
     ack: Ack,
     cluster_keys: ClusterKeys,
     is_all_standalone: bool,
+    /// Shared by all tables of a run.
+    knowledge: Arc<AtomicU32>,
 }
 
 /// Places of the two routes that every table has.
@@ -208,6 +218,7 @@ impl Table {
             ack: spec.ack,
             cluster_keys: spec.cluster_keys,
             is_all_standalone: false,
+            knowledge: previous.map_or_else(Arc::default, |table| table.knowledge.clone()),
         };
         table.add(RouteName::NewProviders, spec.new_providers, previous);
         table.add(RouteName::OtherKeys, spec.other_keys, previous);
@@ -312,6 +323,33 @@ impl Table {
             RouteName::NewProviders => self.routes.get(NEW_PROVIDERS),
             RouteName::OtherKeys => self.routes.get(OTHER_KEYS),
         }
+    }
+
+    /// A number that grows when a route's coverage is found to be `Both`.
+    pub fn knowledge(&self) -> u32 {
+        self.knowledge.load(Ordering::Acquire)
+    }
+
+    /// Notes what a whole walk has found out about a route of this table. One caller at a time.
+    pub fn set_coverage(&self, route: &Route, coverage: Coverage) {
+        let Some(dual) = &route.dual else { return };
+        let next = self.knowledge() + 1;
+        if route.phase == Phase::DualCluster && dual.coverage() == Coverage::StandaloneOnly && coverage == Coverage::Both {
+            dual.brought_over_at.store(next, Ordering::Release);
+        }
+        dual.set_coverage(coverage);
+        self.knowledge.store(next, Ordering::Release);
+    }
+
+    /// The side that has every key of a route and all that was answered about it, for a reader that began when
+    /// [`Table::knowledge`] was `since` and wants to find each key once.
+    pub fn complete_side(&self, route: &Route, since: u32) -> Side {
+        let Some(dual) = route.dual.as_ref().filter(|_| route.phase == Phase::DualCluster) else {
+            return route.phase.leader();
+        };
+        // Before the cluster has every key, the standalone does: it gets every write before it is answered.
+        let lacks_keys = dual.coverage() == Coverage::StandaloneOnly || dual.brought_over_at() > since;
+        if lacks_keys { Side::Standalone } else { Side::Cluster }
     }
 
     /// The phase of pub/sub.
