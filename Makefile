@@ -7,3 +7,22 @@ up:
 
 down:
 	@docker/local.sh down
+
+# A small Django application and its users, while a provider moves to the cluster and back.
+demo: up .venv/.done
+	@.venv/bin/python tests/demo/demo.py
+
+test: .venv/.done
+	@docker/local.sh get-redis
+	cargo test --locked --quiet
+	cargo doc --locked --no-deps --quiet
+	.venv/bin/python tests/clients/clients.py
+
+# The pieces, and the whole against a bare Redis.
+bench:
+	cargo bench --locked
+
+.venv/.done: tests/requirements.txt
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@

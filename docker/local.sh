@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The local stack: a standalone Redis, a Redis Cluster of six nodes and the proxy, on loopback, data under .local/.
-#   local.sh up | down | stores | seed
+#   local.sh up | down | stores | seed | get-redis
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -135,6 +135,7 @@ case "${1:-}" in
     up) up ;;
     down) down ;;
     stores) stores ;;
+    get-redis) get_redis ;;
     seed) seed ;;
     *) fail "usage: local.sh up|down|stores|seed" ;;
 esac

@@ -1,6 +1,7 @@
 //! What is known of Redis commands: one row each, with its keys, its access and what the proxy does with it. Pure.
 
 pub mod keys;
+pub mod learnt;
 mod table;
 
 use smallvec::SmallVec;

@@ -441,14 +441,14 @@ impl Engine {
         // In one order for everybody, so that two commands never wait for each other.
         dual.sort();
         dual.dedup();
-        let mut guard = Guard { engine: self.clone(), tickets, plans, resync: Vec::new(), held: Vec::new(), over: false };
+        let mut guard = Guard { engine: self.clone(), tickets, plans, resync: Vec::new(), shared: Vec::new(), held: Vec::new(), over: false };
         for (key, first_touch) in dual {
             if !first_touch || hold == Hold::No {
                 if first_touch && let Err(refusal) = self.0.peers.touch(key.clone()).await {
                     guard.finish(Outcome::Refused).await;
                     return Err(refusal);
                 }
-                guard.resync.push(key);
+                if first_touch { guard.shared.push(key) } else { guard.resync.push(key) }
                 continue;
             }
             let (granted, wait) = oneshot::channel();
@@ -462,6 +462,16 @@ impl Engine {
             }
         }
         Ok(guard)
+    }
+
+    /// Has a diverged key in the journal, on disk.
+    async fn journaled(&self, key: Bytes) {
+        let (written, wait) = oneshot::channel();
+        self.0.journal.add(key, move || {
+            let _ = written.send(());
+        });
+        // The journal's thread ends with the program only.
+        let _ = wait.await;
     }
 
     /// Waits until the program is told to end. One caller.
@@ -541,7 +551,10 @@ pub struct Guard {
     tickets: Vec<Ticket>,
     /// The plan of each key, in the order given to [`Engine::begin`].
     pub plans: Vec<Plan>,
+    /// Copied in their lanes' time.
     resync: Vec<Bytes>,
+    /// First-touch keys that others may use meanwhile: copied before the client hears of it.
+    shared: Vec<Bytes>,
     held: Vec<Bytes>,
     over: bool,
 }
@@ -550,9 +563,17 @@ impl Guard {
     /// Ends the command. `Done` and `Doubt`: its keys may have changed and are copied; first-touch keys before this
     /// returns, the others in their lanes' time.
     pub async fn finish(mut self, outcome: Outcome) {
-        let waits = self.end(outcome);
-        for wait in waits {
+        let shared = std::mem::take(&mut self.shared);
+        for wait in self.end(outcome) {
+            // A holder's keys are copied or in the journal when this comes.
             let _ = wait.await;
+        }
+        if outcome != Outcome::Refused {
+            for key in shared {
+                if self.engine.0.peers.resync(key.clone()).await.is_err() {
+                    self.engine.journaled(key).await;
+                }
+            }
         }
         self.leave();
     }
@@ -561,7 +582,7 @@ impl Guard {
         self.over = true;
         let peers = &self.engine.0.peers;
         if outcome != Outcome::Refused {
-            for key in self.resync.drain(..) {
+            for key in self.resync.drain(..).chain(self.shared.drain(..)) {
                 peers.send(peers.lane_of(&key), Message::Resync { key, done: None });
             }
         }
@@ -1046,7 +1067,8 @@ impl Inner {
             in_lane: true,
         });
         let mut orders = Vec::new();
-        self.lane.borrow_mut().resync(&key, op, &mut orders);
+        let generation = plan.dual.as_ref().map_or(0, |dual| dual.generation());
+        self.lane.borrow_mut().resync(&key, op, plan.mode(), generation, &mut orders);
         self.carry_out(orders);
     }
 

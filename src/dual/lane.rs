@@ -237,18 +237,24 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// Asks for a copy leader to follower; `op` gets `Reply` when the stores were equal once after this call, or
-    /// `Unavailable` if the copy failed (the key is then diverged). Mirror mode only; in first-touch mode take a `Hold`.
-    pub fn resync(&mut self, key: &Bytes, op: O, orders: &mut Vec<Order<O>>) {
+    /// `Unavailable` if the copy failed (the key is then diverged, or was never fetched).
+    pub fn resync(&mut self, key: &Bytes, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+        let is_settled = mode != Mode::FirstTouch || self.present.has(generation, key);
         let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle));
         entry.waiters.push(op);
         match &mut entry.stage {
+            // What the leader lacks may still be on the follower only: a copy would delete it.
+            Stage::Idle if !is_settled && !entry.diverged => {
+                entry.stage = Stage::Fetching;
+                orders.push(Order::Fetch { key: key.clone() });
+            }
             Stage::Idle => {
                 entry.stage = Stage::Copying { dirty: false };
                 orders.push(Order::Dump { key: key.clone() });
             }
             Stage::Copying { dirty } => *dirty = true,
-            // Busy in first-touch mode: whatever is going on ends with both stores equal.
-            _ => orders.extend(entry.waiters.pop().map(|op| Order::Reply { op })),
+            // Busy in first-touch mode: `next` copies before it goes on with the queue.
+            _ => {}
         }
     }
 
@@ -360,6 +366,7 @@ impl<O: Clone + PartialEq> Lane<O> {
             return self.next(key, generation, orders);
         }
         orders.extend(entry.queue.drain(..).map(|(op, _)| Order::Unavailable { op }));
+        orders.extend(entry.waiters.drain(..).map(|op| Order::Unavailable { op }));
         self.next(key, generation, orders);
     }
 
@@ -476,6 +483,10 @@ impl<O: Clone + PartialEq> Lane<O> {
     fn next(&mut self, key: &Bytes, generation: u32, orders: &mut Vec<Order<O>>) {
         loop {
             let Some(entry) = self.entries.get_mut(key) else { return };
+            if !entry.waiters.is_empty() {
+                entry.stage = Stage::Copying { dirty: false };
+                return orders.push(Order::Dump { key: key.clone() });
+            }
             entry.stage = Stage::Idle;
             let Some((op, work)) = entry.queue.pop_front() else {
                 if !entry.diverged {
@@ -599,6 +610,36 @@ mod tests {
         lane.followed(&key(), 2, Outcome::Done, false, 0, &mut orders);
         assert_eq!(orders, [Order::Reply { op: 2 }, Order::Lead { op: 3, follow: false }]);
         assert_eq!(lane.sizes(), (0, 0));
+    }
+
+    #[test]
+    fn a_copy_asked_for_in_first_touch_mode_never_deletes_what_was_not_yet_fetched() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.resync(&key(), 1, Mode::FirstTouch, 0, &mut orders);
+        assert_eq!(orders, [Order::Fetch { key: key() }]);
+        orders.clear();
+        lane.fetched(&key(), Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Dump { key: key() }]);
+        orders.clear();
+        lane.dumped(&key(), Outcome::Done, 0, &mut orders);
+        lane.restored(&key(), Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Restore { key: key() }, Order::Reply { op: 1 }]);
+        assert_eq!(lane.sizes(), (0, 0));
+    }
+
+    #[test]
+    fn a_copy_asked_for_while_a_key_is_busy_comes_before_what_waits() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Overwrite, Mode::FirstTouch, 0, &mut orders);
+        lane.arrive(&key(), 2, Work::Overwrite, Mode::FirstTouch, 0, &mut orders);
+        lane.resync(&key(), 3, Mode::FirstTouch, 0, &mut orders);
+        lane.led(&key(), 1, true, Outcome::Done, 0, &mut orders);
+        orders.clear();
+        lane.followed(&key(), 1, Outcome::Done, true, 0, &mut orders);
+        assert_eq!(orders, [Order::Reply { op: 1 }, Order::Dump { key: key() }]);
+        orders.clear();
+        lane.restored(&key(), Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Reply { op: 3 }, Order::Lead { op: 2, follow: true }]);
     }
 
     #[test]

@@ -36,13 +36,17 @@ enum Step {
 pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> Result<String, JobError> {
     let first_touch = select(&context.table(), routes, is_first_touch);
     if !first_touch.is_empty() {
+        let begin = marks(&context.table(), &first_touch);
         pass(context, job, &first_touch, Side::Standalone, Step::Touch).await?;
+        if marks(&context.table(), &first_touch) != begin {
+            return Err(JobError::Incomplete("a route was flipped meanwhile; start the job again".into()));
+        }
         for route in &first_touch {
             // The leader has every key now. Whether the follower has is what the next walk finds out.
             context.adopter.set_knowledge(route, Coverage::Both, Doubt::Stays)?;
         }
     }
-    let generations = generations(&context.table(), routes);
+    let begin = marks(&context.table(), routes);
     for leader in [Side::Standalone, Side::Cluster] {
         let led = select(&context.table(), routes, |route| route.dual.is_some() && route.phase.leader() == leader);
         if led.is_empty() {
@@ -53,13 +57,9 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
     }
     settle(context, routes).await?;
     let mut doubtful = Vec::new();
-    for (route, generation) in &generations {
-        let table = context.table();
-        let Some(dual) = table.find(route).and_then(|route| route.dual.clone()) else {
-            doubtful.push(format!("{route} (left its dual phase)"));
-            continue;
-        };
-        if dual.generation() != *generation {
+    let end = marks(&context.table(), routes);
+    for (route, mark) in &begin {
+        if end.get(route) != Some(mark) {
             doubtful.push(route.to_string());
             continue;
         }
@@ -67,7 +67,7 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
     }
     match doubtful.is_empty() {
         true => Ok("synced: both stores hold every key".into()),
-        false => Err(JobError::Incomplete(format!("not synced, because something went wrong meanwhile: {}; start the job again", doubtful.join(", ")))),
+        false => Err(JobError::Incomplete(format!("not synced, because a flip or a doubt came between: {}; start the job again", doubtful.join(", ")))),
     }
 }
 
@@ -81,9 +81,10 @@ fn select(table: &Table, routes: &HashSet<RouteName>, of: impl Fn(&Route) -> boo
     found.map(|route| route.name.clone()).collect()
 }
 
-fn generations(table: &Table, routes: &HashSet<RouteName>) -> HashMap<RouteName, u32> {
+/// What must not change while a walk proves something of a route: that it was not flipped, and that no doubt came up.
+fn marks(table: &Table, routes: &HashSet<RouteName>) -> HashMap<RouteName, (u64, u32)> {
     let known = table.routes().iter().filter(|route| routes.contains(&route.name));
-    known.map(|route| (route.name.clone(), route.dual.as_ref().map_or(0, |dual| dual.generation()))).collect()
+    known.filter_map(|route| Some((route.name.clone(), (route.since, route.dual.as_ref()?.generation())))).collect()
 }
 
 /// One walk over one side, then what failed again and again until nothing is left.

@@ -134,6 +134,8 @@ impl DualState {
 pub struct Route {
     pub name: RouteName,
     pub phase: Phase,
+    /// Version of the table with which the phase began.
+    pub since: u64,
     /// Where the phase is a dual one.
     pub dual: Option<Arc<DualState>>,
     /// [`RouteName::route_hash`] of `name`.
@@ -241,8 +243,9 @@ impl Table {
     }
 
     fn add(&mut self, name: RouteName, phase: Phase, previous: Option<&Table>) -> u32 {
+        let before = previous.and_then(|table| table.covering(&name));
+        let since = before.filter(|before| before.phase == phase).map_or(self.version, |before| before.since);
         let dual = phase.is_dual().then(|| {
-            let before = previous.and_then(|table| table.covering(&name));
             match before {
                 Some(Route { name: covering, dual: Some(dual), .. }) if *covering == name => dual.clone(),
                 // A share of what another line covered: it begins with what was known of that line.
@@ -256,7 +259,7 @@ impl Table {
             }
         });
         let hash = name.route_hash();
-        self.routes.push(Route { name, phase, dual, hash });
+        self.routes.push(Route { name, phase, since, dual, hash });
         (self.routes.len() - 1) as u32
     }
 

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
 use crate::command::{self, CommandSpec, Kind};
-use crate::dual::{Engine, ReplyPort, ReplyTo};
+use crate::dual::{Engine, ReplyPort, ReplyTo, Target};
 use crate::resp::limits::Limits;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
@@ -196,9 +196,13 @@ impl Session {
 
     /// One request, to where it belongs.
     pub async fn handle(&mut self, request: Request) -> Flow {
-        let Some(spec) = command::lookup(request.arg(0)) else {
-            return self.unknown(&request).await;
-        };
+        match command::lookup(request.arg(0)).or_else(|| command::learnt::find(request.arg(0))) {
+            Some(spec) => self.dispatch(request, spec).await,
+            None => self.unknown(request).await,
+        }
+    }
+
+    async fn dispatch(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
         if !self.is_admitted && !matches!(spec.name, "AUTH" | "HELLO" | "QUIT" | "RESET") {
             self.refuse(Refusal::Verbatim("NOAUTH Authentication required.".into()));
             return Flow::Continue;
@@ -229,8 +233,18 @@ impl Session {
         Flow::Continue
     }
 
-    /// A command that the table lacks: the standalone knows whether it exists, but not the proxy where its keys are.
-    async fn unknown(&mut self, request: &Request) -> Flow {
+    /// A command that the table lacks: the standalone knows whether it exists, and where its keys are.
+    async fn unknown(&mut self, request: Request) -> Flow {
+        if self.is_admitted {
+            self.replies.settle(0).await;
+            let (engine, target) = (self.shared.engine.clone(), Target::Standalone { db: self.shared.engine.db() });
+            let ask = crate::dual::effect::command(&[b"COMMAND", b"INFO", request.arg(0)]);
+            let info = engine.call(&target, &ask, Protocol::Resp2).await;
+            if let Some(spec) = info.ok().and_then(|frame| command::learnt::learn(&frame)) {
+                tracing::info!(command = spec.name, "not in the table; learnt from the standalone's COMMAND INFO");
+                return self.dispatch(request, spec).await;
+            }
+        }
         self.transaction.spoil();
         let name = String::from_utf8_lossy(&request.arg(0)[..request.arg(0).len().min(128)]).into_owned();
         let begin: String = request.args().skip(1).take(20).fold(String::new(), |mut text, arg| {
