@@ -198,10 +198,8 @@ impl Program {
         if routes.is_empty() {
             return;
         }
-        let options = jobs::Options { rate: jobs::RATE_DEFAULT, repair: false };
-        if let Err(reason) = self.jobs.start(jobs::Kind::Backfill, routes, options) {
-            tracing::error!(reason, "a backfill could not begin; start it with `cutover backfill`");
-        }
+        let (jobs, options) = (self.jobs.clone(), jobs::Options { rate: jobs::RATE_DEFAULT, repair: false });
+        tokio::spawn(async move { jobs.sync(routes, options).await });
     }
 
     /// Adopts what the file becomes, until a signal ends the program.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use crate::config::load::{File, store};
+use crate::config::load::{File, StoreLimits, store};
 use crate::config::report::{Finding, Report, Reporter, nearest};
 use crate::config::{Config, StoreUrl};
 use crate::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec};
@@ -13,10 +13,25 @@ use crate::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec};
 /// Judges a parsed file.
 pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Report> {
     let mut findings = Vec::new();
-    let mut standalone = store(&file.standalone.limits, "url", Duration::from_secs(1), reporter, &mut findings);
+    let limits = {
+        let section = &file.standalone;
+        StoreLimits {
+            connect_timeout: &section.connect_timeout,
+            reply_timeout: &section.reply_timeout,
+            patience: &section.patience,
+            queue_bytes: &section.queue_bytes,
+        }
+    };
+    let mut standalone = store(&limits, Duration::from_secs(1), reporter, &mut findings);
     standalone.urls.extend(url(&file.standalone.url, reporter, &mut findings));
     let cluster = file.cluster.as_ref().map(|section| {
-        let mut cluster = store(&section.limits, "seeds", Duration::from_secs(5), reporter, &mut findings);
+        let limits = StoreLimits {
+            connect_timeout: &section.connect_timeout,
+            reply_timeout: &section.reply_timeout,
+            patience: &section.patience,
+            queue_bytes: &section.queue_bytes,
+        };
+        let mut cluster = store(&limits, Duration::from_secs(5), reporter, &mut findings);
         for seed in section.seeds.get_ref() {
             cluster.urls.extend(url(seed, reporter, &mut findings));
         }

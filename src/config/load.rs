@@ -56,16 +56,20 @@ pub(super) struct AdminSection {
 #[serde(deny_unknown_fields)]
 pub(super) struct StandaloneSection {
     pub url: Spanned<String>,
-    #[serde(flatten, default)]
-    pub limits: BTreeMap<String, Spanned<toml::Value>>,
+    pub connect_timeout: Option<Spanned<String>>,
+    pub reply_timeout: Option<Spanned<String>>,
+    pub patience: Option<Spanned<String>>,
+    pub queue_bytes: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ClusterSection {
     pub seeds: Spanned<Vec<Spanned<String>>>,
-    #[serde(flatten, default)]
-    pub limits: BTreeMap<String, Spanned<toml::Value>>,
+    pub connect_timeout: Option<Spanned<String>>,
+    pub reply_timeout: Option<Spanned<String>>,
+    pub patience: Option<Spanned<String>>,
+    pub queue_bytes: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -159,50 +163,42 @@ fn explain(reporter: &Reporter<'_>, error: &toml::de::Error) -> Finding {
     }
 }
 
-/// Settings that both store sections have.
-const STORE_KEYS: [&str; 4] = ["connect_timeout", "reply_timeout", "patience", "queue_bytes"];
+/// The settings that both store sections have, as written.
+pub(super) struct StoreLimits<'f> {
+    pub connect_timeout: &'f Option<Spanned<String>>,
+    pub reply_timeout: &'f Option<Spanned<String>>,
+    pub patience: &'f Option<Spanned<String>>,
+    pub queue_bytes: &'f Option<Spanned<String>>,
+}
 
-/// Reads the settings that both store sections have.
+/// Reads them. `patience`: the default, which differs between the sections.
 pub(super) fn store(
-    limits: &BTreeMap<String, Spanned<toml::Value>>,
-    own: &str,
+    limits: &StoreLimits<'_>,
     patience: Duration,
     reporter: &Reporter<'_>,
     findings: &mut Vec<Finding>,
 ) -> Store {
-    let mut store = Store {
-        urls: Vec::new(),
-        connect_timeout: Duration::from_secs(2),
-        reply_timeout: Duration::from_secs(10),
-        patience,
-        queue_bytes: 64 << 20,
+    let mut finding = |text: &Spanned<String>, message: String, example: &str| {
+        findings.push(reporter.at(text.span(), message, Some(format!("write it as {example}"))));
     };
-    for (key, value) in limits {
-        let text = value.get_ref().as_str().map_or_else(|| value.get_ref().to_string(), str::to_string);
-        let duration = humantime::parse_duration(&text).map_err(|error| format!("`{text}` is no duration: {error}"));
-        let outcome = match key.as_str() {
-            "connect_timeout" => duration.map(|value| store.connect_timeout = value),
-            "reply_timeout" => duration.map(|value| store.reply_timeout = value),
-            "patience" => duration.map(|value| store.patience = value),
-            "queue_bytes" => text.parse::<ByteSize>().map(|size| store.queue_bytes = size.as_u64() as usize),
-            unknown => {
-                let near = nearest(unknown, STORE_KEYS.into_iter().chain([own]));
-                let help = near.map(|near| format!("did you mean `{near}`?"));
-                findings.push(reporter.at(key_span(reporter.text, unknown, value.span().start), format!("unknown field `{unknown}`"), help));
-                continue;
-            }
-        };
-        if let Err(message) = outcome {
-            findings.push(reporter.at(value.span(), message, Some("write it as \"10s\", \"500ms\" or \"64MiB\"".into())));
+    let mut duration = |text: &Option<Spanned<String>>, default: Duration| {
+        let Some(text) = text else { return default };
+        humantime::parse_duration(text.get_ref()).unwrap_or_else(|error| {
+            finding(text, format!("`{}` is no duration: {error}", text.get_ref()), "\"10s\" or \"500ms\"");
+            default
+        })
+    };
+    let connect_timeout = duration(limits.connect_timeout, Duration::from_secs(2));
+    let reply_timeout = duration(limits.reply_timeout, Duration::from_secs(10));
+    let patience = duration(limits.patience, patience);
+    let mut queue_bytes = 64 << 20;
+    if let Some(text) = limits.queue_bytes {
+        match text.get_ref().parse::<ByteSize>() {
+            Ok(size) => queue_bytes = size.as_u64() as usize,
+            Err(error) => finding(text, format!("`{}` is no size: {error}", text.get_ref()), "\"64MiB\""),
         }
     }
-    store
-}
-
-/// Where the key of a value stands: directly before it on its line.
-fn key_span(text: &str, key: &str, value_start: usize) -> std::ops::Range<usize> {
-    let start = text[..value_start].rfind(key).unwrap_or(value_start);
-    start..start + key.len()
+    Store { urls: Vec::new(), connect_timeout, reply_timeout, patience, queue_bytes }
 }
 
 impl Config {

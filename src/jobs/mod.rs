@@ -156,6 +156,16 @@ impl Job {
         }
     }
 
+    /// Waits for the end.
+    async fn ended(&self) -> State {
+        loop {
+            if let Some((state, ..)) = &*self.end.lock() {
+                return state.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
@@ -218,6 +228,33 @@ impl Jobs {
     /// Asks a running job to end; what it has copied stays copied.
     pub fn cancel(&self, id: u64) -> bool {
         self.get(id).inspect(|job| job.cancelled.store(true, Ordering::Relaxed)).is_some()
+    }
+
+    /// Has the routes synced, however often the stores are in the way: what the program begins by itself must not end
+    /// because a store was down. Returns when all are synced or have left their dual phase, or somebody cancelled the job.
+    pub async fn sync(&self, mut routes: Vec<RouteName>, options: Options) {
+        let mut pause = Duration::from_secs(1);
+        loop {
+            let table = self.context.table();
+            let is_open = |name: &RouteName| table.find(name).and_then(|route| route.dual.clone()).is_some_and(|dual| !dual.is_synced());
+            routes.retain(is_open);
+            if routes.is_empty() {
+                return;
+            }
+            let job = match self.start(Kind::Backfill, routes.clone(), options) {
+                Ok(job) => job,
+                Err(reason) => return tracing::error!(reason, "a backfill could not begin; start it with `cutover backfill`"),
+            };
+            let state = job.ended().await;
+            if state == State::Cancelled {
+                return;
+            }
+            if state == State::Failed {
+                tracing::warn!(job = job.id, again_in = ?pause, "the backfill is tried again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(60));
+            }
+        }
     }
 
     /// Begins a job for routes of the adopted table, or says why it makes no sense. A job of the same kind that already

@@ -20,6 +20,9 @@ const PAGE: &[u8] = b"512";
 /// How often a node is begun anew before the walk is given up.
 const TRIES: u32 = 5;
 
+/// How long the cluster gets to tell its layout.
+const LAYOUT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A page's keys, for whoever walks.
 pub trait Visit {
     /// Called for each page that has keys of the routes.
@@ -38,6 +41,7 @@ pub async fn walk(
         return walk_node(context, job, &context.standalone, routes, visit).await;
     }
     for _ in 0..TRIES {
+        wait_for_layout(context).await;
         let before = context.slot_map.load_full();
         if before.is_empty() {
             return Err(JobError::Store { node: "the cluster".into(), reason: "its layout is not known".into() });
@@ -51,6 +55,14 @@ pub async fn walk(
         tracing::info!(job = job.id, "the cluster's layout changed during the walk; walking it again");
     }
     Err(JobError::Incomplete("the cluster's layout keeps changing; start the job again when it is stable".into()))
+}
+
+/// A job that begins with the program comes before the cluster's layout.
+async fn wait_for_layout(context: &Context) {
+    let deadline = Instant::now() + LAYOUT_PATIENCE;
+    while context.slot_map.load().is_empty() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// How to open a connection to a primary.

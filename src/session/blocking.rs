@@ -48,6 +48,8 @@ impl Session {
             match self.block_once(&request, spec, &keys, until).await {
                 Ok(Ended::Answered(frame)) => return self.answer_with(Ok(frame)),
                 Ok(Ended::Woken) if until.is_some_and(|until| Instant::now() >= until) => return self.answer_nothing(spec),
+                // The program ends: the client connects to its successor and asks again.
+                Ok(Ended::Woken) if self.shared.engine.is_stopping() => return self.replies.close(),
                 Ok(Ended::Woken) => {}
                 Ok(Ended::ClientGone) => return self.replies.close(),
                 Err(refusal) => return self.refuse(refusal),
@@ -107,6 +109,11 @@ impl Session {
         let late = until.map(|until| tokio::time::Instant::from_std(until + GRACE));
         let replies = self.replies.clone();
         loop {
+            // Asked each time before waiting: a gate that closed while the connection was opened wakes nobody.
+            let is_flipping = || keys.iter().any(|key| engine.is_gated(&engine.plan(key)));
+            if engine.is_stopping() || (engine.has_closed() && is_flipping()) {
+                return self.unblock(spec, target, &mut link).await;
+            }
             let overdue = async {
                 match late {
                     Some(late) => tokio::time::sleep_until(late).await,
@@ -118,12 +125,7 @@ impl Session {
                 read = self.read() => if !read { return Ok(Ended::ClientGone) },
                 () = replies.closed.notified() => return Ok(Ended::ClientGone),
                 () = overdue => return self.unblock(spec, target, &mut link).await,
-                () = engine.closing() => {
-                    let is_flipping = keys.iter().any(|key| engine.is_gated(&engine.plan(key)));
-                    if is_flipping || engine.is_stopping() {
-                        return self.unblock(spec, target, &mut link).await;
-                    }
-                }
+                () = engine.closing() => {}
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::resp::reply::{self, Protocol};
 use crate::resp::request::Request;
 use crate::routing::Side;
 use crate::session::session::{Flow, Session};
-use crate::store::Reply;
+use crate::store::{LinkError, PrivateLink, Reply};
 
 impl Session {
     /// PUBLISH, SPUBLISH, PUBSUB: to the store on which all channels meet.
@@ -50,17 +50,18 @@ impl Session {
     pub(super) async fn serve_subscriptions(&mut self) -> Flow {
         let engine = self.shared.engine.clone();
         let replies = self.replies.clone();
-        let Some(mut link) = self.subscriptions.take() else { return Flow::Continue };
+        let Some(link) = self.subscriptions.take() else { return Flow::Continue };
+        let mut subscriber = Subscriber { link, is_over: false, is_confirmed: false };
         loop {
+            if subscriber.is_over {
+                return Flow::Continue;
+            }
             tokio::select! {
                 biased;
-                frame = link.receive() => match frame {
+                frame = subscriber.link.receive() => match frame {
                     Ok(frame) => {
-                        let is_over = ends_subscriptions(&frame);
+                        subscriber.look_at(&frame);
                         replies.append(Reply::Whole(frame));
-                        if is_over {
-                            return Flow::Continue;
-                        }
                     }
                     // As when Redis goes away: the client reconnects and subscribes again.
                     Err(_) => {
@@ -78,9 +79,11 @@ impl Session {
                             replies.close();
                             return Flow::Close;
                         };
-                        match self.while_subscribed(request, &mut link).await {
-                            Flow::Continue => {}
-                            Flow::Close => return Flow::Close,
+                        if self.while_subscribed(request, &mut subscriber).await == Flow::Close {
+                            return Flow::Close;
+                        }
+                        if subscriber.is_over {
+                            return Flow::Continue;
                         }
                     }
                 },
@@ -90,17 +93,40 @@ impl Session {
         }
     }
 
-    async fn while_subscribed(&mut self, request: Request, link: &mut crate::store::PrivateLink) -> Flow {
+    /// Passes on what comes until every (UN)SUBSCRIBE before this is answered, so that a command behind it finds the client
+    /// in the right mode and its reply comes after theirs.
+    async fn confirm(&mut self, subscriber: &mut Subscriber) -> Result<(), LinkError> {
+        subscriber.link.send(&crate::dual::effect::command(&[b"PING", MARK])).await?;
+        loop {
+            let frame = subscriber.link.receive().await?;
+            if is_mark(&frame) {
+                subscriber.is_confirmed = true;
+                return Ok(());
+            }
+            subscriber.look_at(&frame);
+            self.replies.append(Reply::Whole(frame));
+        }
+    }
+
+    async fn while_subscribed(&mut self, request: Request, subscriber: &mut Subscriber) -> Flow {
         let spec = command::lookup(request.arg(0));
         let kind = spec.map(|spec| spec.kind);
         let name = spec.map_or("", |spec| spec.name);
         let passes = kind == Some(Kind::PubSub) || (self.protocol == Protocol::Resp2 && name == "PING");
         if passes {
-            if link.send(request.bytes()).await.is_err() {
+            subscriber.is_confirmed = false;
+            if subscriber.link.send(request.bytes()).await.is_err() {
                 self.replies.close();
                 return Flow::Close;
             }
             return Flow::Continue;
+        }
+        if !subscriber.is_confirmed && self.confirm(subscriber).await.is_err() {
+            self.replies.close();
+            return Flow::Close;
+        }
+        if subscriber.is_over {
+            return Box::pin(self.handle(request)).await;
         }
         if self.protocol == Protocol::Resp2 && !matches!(name, "QUIT" | "RESET") {
             let name = String::from_utf8_lossy(request.arg(0)).to_lowercase();
@@ -117,12 +143,32 @@ impl Session {
     }
 }
 
-/// Whether a frame is the answer to the UNSUBSCRIBE that left none.
-fn ends_subscriptions(frame: &Bytes) -> bool {
-    let Some(cells) = reply::elements(frame) else { return false };
-    if cells.len() != 3 {
-        return false;
+/// The connection on which a client's subscriptions are, and what its frames said of them.
+struct Subscriber {
+    link: PrivateLink,
+    /// The last subscription is gone.
+    is_over: bool,
+    /// Every (UN)SUBSCRIBE that was sent has been answered.
+    is_confirmed: bool,
+}
+
+/// What the proxy asks to learn that everything before it was answered. No client sends a PING with these words.
+const MARK: &[u8] = b"cutover: all before this is answered";
+
+impl Subscriber {
+    /// Takes note of an answer to (UN)SUBSCRIBE: it says how many subscriptions are left.
+    fn look_at(&mut self, frame: &Bytes) {
+        let Some(cells) = reply::elements(frame).filter(|cells| cells.len() == 3) else { return };
+        let kind = reply::bulk(&frame[cells[0].clone()]).unwrap_or_default();
+        if let (true, Some(left)) = (kind.ends_with(b"subscribe"), reply::integer(&frame[cells[2].clone()])) {
+            self.is_over = left == 0;
+        }
     }
-    let kind = reply::bulk(&frame[cells[0].clone()]).unwrap_or_default();
-    kind.ends_with(b"unsubscribe") && reply::integer(&frame[cells[2].clone()]) == Some(0)
+}
+
+/// Whether a frame answers PING with [`MARK`], inside subscribe mode or out of it.
+fn is_mark(frame: &Bytes) -> bool {
+    let last = reply::elements(frame).and_then(|cells| cells.last().cloned()).filter(|_| !frame.starts_with(b"$"));
+    let text = last.map_or(&frame[..], |range| &frame[range]);
+    reply::bulk(text) == Some(MARK)
 }

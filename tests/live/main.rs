@@ -1,4 +1,10 @@
 //! Promises, shown on real servers with real clients. One module a promise.
 
 mod common;
+
+mod bad_input;
+mod commands;
+mod faults;
 mod model;
+mod moves;
+mod protocol;
