@@ -18,7 +18,7 @@ use crate::command::CommandSpec;
 use crate::dual::effect::{self, Form};
 use crate::dual::gate::{Gate, Ticket};
 use crate::dual::journal::Journal;
-use crate::dual::lane::{Lane, Mode, Order, Outcome, Work};
+use crate::dual::lane::{Fetched, Lane, Mode, Order, Outcome, Work};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::{self, Protocol};
 use crate::resp::request::Request;
@@ -913,29 +913,30 @@ impl Inner {
         let (payload, expiry) = self.ask_dump(plan.leader.other(), &key);
         let engine = self.clone();
         tokio::task::spawn_local(async move {
-            let outcome = engine.bring_over(&key, plan.leader, payload, expiry).await;
+            let fetched = engine.bring_over(&key, plan.leader, payload, expiry).await;
             let mut orders = Vec::new();
-            engine.lane.borrow_mut().fetched(&key, outcome, generation, &mut orders);
+            engine.lane.borrow_mut().fetched(&key, fetched, generation, &mut orders);
             engine.carry_out(orders);
             engine.lanes.leave(ticket);
         });
     }
 
-    async fn bring_over(self: &Rc<Self>, key: &Bytes, leader: Side, payload: Answer, expiry: Answer) -> Outcome {
+    async fn bring_over(self: &Rc<Self>, key: &Bytes, leader: Side, payload: Answer, expiry: Answer) -> Fetched {
         if self.keep_dump(key, payload, expiry).await != Outcome::Done {
-            return Outcome::Doubt;
+            return Fetched::Failed;
         }
-        let Some((payload, expiry)) = self.dumps.borrow_mut().remove(key).flatten() else { return Outcome::Done };
+        let Some((payload, expiry)) = self.dumps.borrow_mut().remove(key).flatten() else { return Fetched::Unproven };
         let command = restore_command(key, &payload, expiry, Replace::No);
         let (sender, receiver) = oneshot::channel();
         self.side_call(leader, key, &command, None, EngineWaiter::Once(sender));
         match receiver.await {
-            Ok(Ok(reply)) if !reply::is_error(&reply) || resp::reply::error_word(&reply) == b"BUSYKEY" => Outcome::Done,
+            Ok(Ok(reply)) if !reply::is_error(&reply) => Fetched::Brought,
+            Ok(Ok(reply)) if resp::reply::error_word(&reply) == b"BUSYKEY" => Fetched::Unproven,
             Ok(Ok(reply)) => {
                 tracing::warn!(reply = %String::from_utf8_lossy(&reply), "the leader refused a key at its first touch");
-                Outcome::Refused
+                Fetched::Failed
             }
-            _ => Outcome::Doubt,
+            _ => Fetched::Failed,
         }
     }
 
@@ -1153,8 +1154,11 @@ impl Inner {
         }
         let table = self.table.borrow().clone();
         let mut orders = Vec::new();
-        let may = |key: &Bytes| plan_of(&table, key).follower.is_some();
-        self.lane.borrow_mut().repair(REPAIRS_PER_TICK, may, &mut orders);
+        let mode = |key: &Bytes| {
+            let plan = plan_of(&table, key);
+            plan.follower.map(|_| plan.mode())
+        };
+        self.lane.borrow_mut().repair(REPAIRS_PER_TICK, mode, &mut orders);
         self.carry_out(orders);
     }
 }

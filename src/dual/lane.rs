@@ -51,7 +51,7 @@ pub enum Order<O> {
     Dump { key: Bytes },
     /// Append RESTORE … REPLACE, or DEL where the dump said absent, to the follower's link, report `restored`.
     Restore { key: Bytes },
-    /// Bring the key from the follower to the leader unless the leader has it, report `fetched`.
+    /// Bring the key from the follower to the leader unless the leader has it, report how it was [`Fetched`].
     Fetch { key: Bytes },
     /// Write the key to the journal and have it on disk, report `journaled`. Nobody is answered before.
     Journal { key: Bytes },
@@ -76,6 +76,18 @@ pub enum Outcome {
     Doubt,
 }
 
+/// What became of a `Fetch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// The leader lacked the key and now has what the follower has.
+    Brought,
+    /// The leader had the key already, or the follower has none. That both have the same is not proved by it: a crash may
+    /// have come between the leader's write and the follower's.
+    Unproven,
+    /// It did not come about.
+    Failed,
+}
+
 #[derive(Debug)]
 enum Stage<O> {
     /// Nothing in flight; the entry exists because the key is diverged.
@@ -86,9 +98,11 @@ enum Stage<O> {
     },
     /// First-touch only, all of them: the key is busy and later operations wait in the queue.
     Fetching,
+    /// `is_settled`: the leader is known to have what the follower has.
     Running {
         op: O,
         work: Work,
+        is_settled: bool,
     },
     Following {
         op: O,
@@ -109,6 +123,9 @@ enum Stage<O> {
 struct Entry<O> {
     stage: Stage<O>,
     diverged: bool,
+    /// First-touch only: diverged by an overwrite of which nobody knows whether it ran, before the key was brought over. The
+    /// old value may be on the follower alone, so it is fetched before anything else is made of it.
+    is_unfetched: bool,
     queue: VecDeque<(O, Work)>,
     /// Those who asked for the copy and want to hear of its end.
     waiters: Vec<O>,
@@ -116,7 +133,12 @@ struct Entry<O> {
 
 impl<O> Entry<O> {
     fn new(stage: Stage<O>) -> Self {
-        Self { stage, diverged: false, queue: VecDeque::new(), waiters: Vec::new() }
+        Self { stage, diverged: false, is_unfetched: false, queue: VecDeque::new(), waiters: Vec::new() }
+    }
+
+    /// Diverged, and the leader has all that there is to be had: a copy from it puts the key right.
+    fn is_led(&self) -> bool {
+        self.diverged && !self.is_unfetched
     }
 }
 
@@ -180,6 +202,8 @@ impl<O: Clone + PartialEq> Lane<O> {
             return true;
         }
         if let Some(entry) = self.entries.get_mut(key) {
+            // A walk has brought every key over since.
+            entry.is_unfetched = false;
             match &mut entry.stage {
                 Stage::Idle => orders.push(Order::Lead { op, follow: false }),
                 Stage::Copying { dirty } => {
@@ -210,15 +234,17 @@ impl<O: Clone + PartialEq> Lane<O> {
 
     /// First-touch: an operation on a key that is not busy.
     fn begin(&mut self, key: &Bytes, op: O, work: Work, generation: u32, orders: &mut Vec<Order<O>>) {
-        let entry = self.entries.get_mut(key);
-        let settled = self.present.has(generation, key) || entry.as_ref().is_some_and(|entry| entry.diverged);
-        if !settled && work != Work::Overwrite {
+        let is_led = self.entries.get(key).is_some_and(Entry::is_led);
+        let is_settled = is_led || self.present.has(generation, key);
+        if !is_settled && work != Work::Overwrite {
             let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Fetching));
             entry.stage = Stage::Fetching;
             entry.queue.push_front((op, work));
             orders.push(Order::Fetch { key: key.clone() });
             return;
         }
+        // Repeated on another value an update would leave one that nobody ever wrote.
+        let work = if is_led && work == Work::Update { Work::Opaque } else { work };
         let stage = match work {
             // On a key that nobody is writing a read needs no entry: the link keeps it before any later write.
             Work::Read => return orders.push(Order::Lead { op, follow: false }),
@@ -228,9 +254,8 @@ impl<O: Clone + PartialEq> Lane<O> {
                 Stage::Held { op }
             }
             Work::Overwrite | Work::Update | Work::Opaque => {
-                let follow = work != Work::Opaque;
-                orders.push(Order::Lead { op: op.clone(), follow });
-                Stage::Running { op, work }
+                orders.push(Order::Lead { op: op.clone(), follow: work != Work::Opaque });
+                Stage::Running { op, work, is_settled }
             }
         };
         self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle)).stage = stage;
@@ -239,12 +264,14 @@ impl<O: Clone + PartialEq> Lane<O> {
     /// Asks for a copy leader to follower; `op` gets `Reply` when the stores were equal once after this call, or
     /// `Unavailable` if the copy failed (the key is then diverged, or was never fetched).
     pub fn resync(&mut self, key: &Bytes, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
-        let is_settled = mode != Mode::FirstTouch || self.present.has(generation, key);
+        let is_present = mode != Mode::FirstTouch || self.present.has(generation, key);
         let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle));
+        entry.is_unfetched &= mode == Mode::FirstTouch;
+        let is_settled = is_present || entry.is_led();
         entry.waiters.push(op);
         match &mut entry.stage {
             // What the leader lacks may still be on the follower only: a copy would delete it.
-            Stage::Idle if !is_settled && !entry.diverged => {
+            Stage::Idle if !is_settled => {
                 entry.stage = Stage::Fetching;
                 orders.push(Order::Fetch { key: key.clone() });
             }
@@ -270,12 +297,13 @@ impl<O: Clone + PartialEq> Lane<O> {
             return;
         };
         match &mut entry.stage {
-            Stage::Running { op: running, work } if *running == op => match outcome {
+            Stage::Running { op: running, work, is_settled } if *running == op => match outcome {
                 Outcome::Done if *work == Work::Opaque => {
                     entry.stage = Stage::Settling { op };
                     orders.push(Order::Dump { key: key.clone() });
                 }
                 Outcome::Done => {
+                    entry.is_unfetched = false;
                     entry.stage = Stage::Following { op: op.clone() };
                     orders.push(Order::Follow { op });
                 }
@@ -283,7 +311,14 @@ impl<O: Clone + PartialEq> Lane<O> {
                     orders.push(Order::Reply { op });
                     self.next(key, generation, orders);
                 }
-                Outcome::Doubt => self.journal(key, Some(op), orders),
+                Outcome::Doubt if *is_settled => self.journal(key, Some(op), orders),
+                // Nothing to keep in the journal: a crash from here on is a crash before the write.
+                Outcome::Doubt => {
+                    entry.is_unfetched = true;
+                    self.diverge(key, orders);
+                    orders.push(Order::Reply { op });
+                    self.next(key, generation, orders);
+                }
             },
             // A write that was sent before the copy or the divergence began: the next dump stands behind it.
             Stage::Copying { dirty } => *dirty |= outcome == Outcome::Doubt,
@@ -297,11 +332,8 @@ impl<O: Clone + PartialEq> Lane<O> {
             && matches!(&entry.stage, Stage::Following { op: following } if *following == op)
         {
             match outcome {
+                // Only an overwrite or a copy runs on a diverged key, and either ends the divergence.
                 Outcome::Done => {
-                    // Only an overwrite or a copy ends a divergence.
-                    if entry.diverged && !whole {
-                        return self.journal(key, Some(op), orders);
-                    }
                     self.settle(key, generation, orders);
                     orders.push(Order::Reply { op });
                     self.next(key, generation, orders);
@@ -358,16 +390,25 @@ impl<O: Clone + PartialEq> Lane<O> {
         }
     }
 
-    /// The first touch brought the key over, or found that there is none; or it failed.
-    pub fn fetched(&mut self, key: &Bytes, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+    /// The first touch ended.
+    pub fn fetched(&mut self, key: &Bytes, fetched: Fetched, generation: u32, orders: &mut Vec<Order<O>>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
-        if outcome == Outcome::Done {
-            self.present.add(generation, key);
-            return self.next(key, generation, orders);
+        match fetched {
+            Fetched::Brought => {
+                self.settle(key, generation, orders);
+                self.next(key, generation, orders);
+            }
+            Fetched::Unproven => {
+                entry.is_unfetched = false;
+                entry.stage = Stage::Copying { dirty: false };
+                orders.push(Order::Dump { key: key.clone() });
+            }
+            Fetched::Failed => {
+                orders.extend(entry.queue.drain(..).map(|(op, _)| Order::Unavailable { op }));
+                orders.extend(entry.waiters.drain(..).map(|op| Order::Unavailable { op }));
+                self.next(key, generation, orders);
+            }
         }
-        orders.extend(entry.queue.drain(..).map(|(op, _)| Order::Unavailable { op }));
-        orders.extend(entry.waiters.drain(..).map(|op| Order::Unavailable { op }));
-        self.next(key, generation, orders);
     }
 
     /// The journal has the key on disk.
@@ -399,12 +440,18 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// Begins to repair up to `max` diverged keys for which nothing is in flight; the engine calls it from time to time.
-    pub fn repair(&mut self, max: usize, may: impl Fn(&Bytes) -> bool, orders: &mut Vec<Order<O>>) {
+    /// `mode`: of the key's route; `None` where it has no follower.
+    pub fn repair(&mut self, max: usize, mode: impl Fn(&Bytes) -> Option<Mode>, orders: &mut Vec<Order<O>>) {
         if self.diverged_count == 0 {
             return;
         }
         let idle = self.entries.iter_mut().filter(|(_, entry)| entry.diverged && matches!(entry.stage, Stage::Idle));
-        for (key, entry) in idle.filter(|(key, _)| may(key)).take(max) {
+        for (key, entry, mode) in idle.filter_map(|(key, entry)| Some((key, entry, mode(key)?))).take(max) {
+            if entry.is_unfetched && mode == Mode::FirstTouch {
+                entry.stage = Stage::Fetching;
+                orders.push(Order::Fetch { key: key.clone() });
+                continue;
+            }
             entry.stage = Stage::Copying { dirty: false };
             orders.push(Order::Dump { key: key.clone() });
         }
@@ -474,6 +521,7 @@ impl<O: Clone + PartialEq> Lane<O> {
         if let Some(entry) = self.entries.get_mut(key)
             && std::mem::take(&mut entry.diverged)
         {
+            entry.is_unfetched = false;
             self.diverged_count -= 1;
             orders.push(Order::Repaired { key: key.clone() });
         }
@@ -586,7 +634,7 @@ mod tests {
         lane.followed(&key(), 1, Outcome::Doubt, false, 0, &mut orders);
         assert_eq!(orders, [Order::Diverged { key: key() }]);
         orders.clear();
-        lane.repair(10, |_| true, &mut orders);
+        lane.repair(10, |_| Some(UNSYNCED), &mut orders);
         lane.dumped(&key(), Outcome::Done, 0, &mut orders);
         lane.restored(&key(), Outcome::Done, 0, &mut orders);
         assert_eq!(orders, [Order::Dump { key: key() }, Order::Restore { key: key() }, Order::Repaired { key: key() }]);
@@ -601,7 +649,7 @@ mod tests {
         lane.arrive(&key(), 3, Work::Read, Mode::FirstTouch, 0, &mut orders);
         assert_eq!(orders, [Order::Fetch { key: key() }]);
         orders.clear();
-        lane.fetched(&key(), Outcome::Done, 0, &mut orders);
+        lane.fetched(&key(), Fetched::Brought, 0, &mut orders);
         assert_eq!(orders, [Order::Lead { op: 1, follow: false }, Order::Lead { op: 2, follow: true }]);
         orders.clear();
         lane.led(&key(), 2, true, Outcome::Done, 0, &mut orders);
@@ -613,12 +661,39 @@ mod tests {
     }
 
     #[test]
+    fn an_overwrite_in_doubt_of_a_key_that_was_not_brought_over_loses_neither_value() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Overwrite, Mode::FirstTouch, 0, &mut orders);
+        orders.clear();
+        lane.led(&key(), 1, true, Outcome::Doubt, 0, &mut orders);
+        assert_eq!(orders, [Order::Diverged { key: key() }, Order::Reply { op: 1 }]);
+        orders.clear();
+        lane.repair(10, |_| Some(Mode::FirstTouch), &mut orders);
+        assert_eq!(orders, [Order::Fetch { key: key() }], "a copy from the leader could delete the only value");
+        orders.clear();
+        lane.fetched(&key(), Fetched::Unproven, 0, &mut orders);
+        lane.repair(10, |_| Some(Mode::FirstTouch), &mut orders);
+        assert_eq!(orders, [Order::Dump { key: key() }], "the leader may have the new value, which the follower lacks");
+    }
+
+    #[test]
+    fn a_key_that_the_leader_had_already_is_copied_before_the_follower_gets_effects() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Update, Mode::FirstTouch, 0, &mut orders);
+        orders.clear();
+        lane.fetched(&key(), Fetched::Unproven, 0, &mut orders);
+        lane.dumped(&key(), Outcome::Done, 0, &mut orders);
+        lane.restored(&key(), Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Dump { key: key() }, Order::Restore { key: key() }, Order::Lead { op: 1, follow: true }]);
+    }
+
+    #[test]
     fn a_copy_asked_for_in_first_touch_mode_never_deletes_what_was_not_yet_fetched() {
         let (mut lane, mut orders) = (Lane::new(10), Vec::new());
         lane.resync(&key(), 1, Mode::FirstTouch, 0, &mut orders);
         assert_eq!(orders, [Order::Fetch { key: key() }]);
         orders.clear();
-        lane.fetched(&key(), Outcome::Done, 0, &mut orders);
+        lane.fetched(&key(), Fetched::Brought, 0, &mut orders);
         assert_eq!(orders, [Order::Dump { key: key() }]);
         orders.clear();
         lane.dumped(&key(), Outcome::Done, 0, &mut orders);

@@ -63,7 +63,8 @@ fn a_follower_that_stops_costs_the_client_nothing_and_is_repaired_when_it_goes_o
 #[test]
 fn a_leader_that_is_killed_gives_errors_and_comes_back_with_both_stores_equal() {
     let mut stores = Stores::start();
-    let proxy = Settings::of(&stores).phase("42", "dual-standalone").start().ready();
+    let short = "patience = \"300ms\"";
+    let proxy = Settings { stores: short.into(), ..Settings::of(&stores).phase("42", "dual-standalone") }.start().ready();
     let mut client = proxy.connect();
     for n in 0..100 {
         run(&mut client, &format!("INCR provider:42:n{n}"));
@@ -80,7 +81,8 @@ fn a_leader_that_is_killed_gives_errors_and_comes_back_with_both_stores_equal() 
     });
     std::thread::sleep(Duration::from_millis(500));
     stores.standalone.signal("KILL");
-    std::thread::sleep(Duration::from_millis(500));
+    // Longer than a request waits for a store to come back.
+    std::thread::sleep(Duration::from_millis(1_000));
     stores.standalone.restart();
     assert!(writer.join().expect("the writer ends") > 0, "a dead leader is told");
     eventually("repaired", || divergence(&proxy) == 0 && proxy.http("/readyz").0 == 200);
