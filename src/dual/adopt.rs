@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::dual::engine::{Message, Peers, Stage};
+use crate::dual::message::{Message, Peers, Stage};
 use crate::dual::state::{RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Flip, RouteFacts};
 use crate::routing::{Coverage, Phase, Route, RouteName, RoutingSpec, Table};

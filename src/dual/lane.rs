@@ -14,6 +14,8 @@ use std::hash::{BuildHasher, RandomState};
 
 use bytes::Bytes;
 
+use crate::routing::{Coverage, DualState, Phase, Plan};
+
 /// How the stores of a route stand to each other when an operation arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -21,6 +23,17 @@ pub enum Mode {
     Mirror { synced: bool },
     /// The leader may lack keys that the follower still has (`dual-cluster` before it is synced).
     FirstTouch,
+}
+
+impl Mode {
+    /// The mode of a key whose plan has a follower.
+    pub fn of(plan: &Plan) -> Self {
+        match plan.dual.as_deref().map(DualState::coverage) {
+            Some(Coverage::StandaloneOnly) if plan.phase == Phase::DualCluster => Self::FirstTouch,
+            Some(Coverage::Both) => Self::Mirror { synced: !plan.dual.as_deref().is_some_and(DualState::is_in_doubt) },
+            _ => Self::Mirror { synced: false },
+        }
+    }
 }
 
 /// What an operation does to its key.
@@ -93,8 +106,11 @@ enum Stage<O> {
     /// Nothing in flight; the entry exists because the key is diverged.
     Idle,
     /// A dump is on its way to the follower. `dirty`: a write was sent behind the dump, so another must follow.
+    /// `first_touch`: nobody is served meanwhile, and if the copy fails the key goes into the journal first, for what the
+    /// leader has was perhaps never on the follower.
     Copying {
         dirty: bool,
+        first_touch: bool,
     },
     /// First-touch only, all of them: the key is busy and later operations wait in the queue.
     Fetching,
@@ -206,7 +222,7 @@ impl<O: Clone + PartialEq> Lane<O> {
             entry.is_unfetched = false;
             match &mut entry.stage {
                 Stage::Idle => orders.push(Order::Lead { op, follow: false }),
-                Stage::Copying { dirty } => {
+                Stage::Copying { dirty, .. } if entry.queue.is_empty() => {
                     *dirty |= work != Work::Read;
                     orders.push(Order::Lead { op, follow: false });
                 }
@@ -226,7 +242,7 @@ impl<O: Clone + PartialEq> Lane<O> {
         };
         orders.push(Order::Lead { op, follow });
         if !follow && matches!(work, Work::Update | Work::Opaque) {
-            self.entries.insert(key.clone(), Entry::new(Stage::Copying { dirty: false }));
+            self.entries.insert(key.clone(), Entry::new(Stage::Copying { dirty: false, first_touch: false }));
             orders.push(Order::Dump { key: key.clone() });
         }
         false
@@ -264,25 +280,29 @@ impl<O: Clone + PartialEq> Lane<O> {
     /// Asks for a copy leader to follower; `op` gets `Reply` when the stores were equal once after this call, or
     /// `Unavailable` if the copy failed (the key is then diverged, or was never fetched).
     pub fn resync(&mut self, key: &Bytes, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
-        let is_present = mode != Mode::FirstTouch || self.present.has(generation, key);
         let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle));
-        entry.is_unfetched &= mode == Mode::FirstTouch;
-        let is_settled = is_present || entry.is_led();
         entry.waiters.push(op);
         match &mut entry.stage {
-            // What the leader lacks may still be on the follower only: a copy would delete it.
-            Stage::Idle if !is_settled => {
-                entry.stage = Stage::Fetching;
-                orders.push(Order::Fetch { key: key.clone() });
-            }
-            Stage::Idle => {
-                entry.stage = Stage::Copying { dirty: false };
-                orders.push(Order::Dump { key: key.clone() });
-            }
-            Stage::Copying { dirty } => *dirty = true,
+            Stage::Idle => self.copy_to_follower(key, mode, generation, orders),
+            Stage::Copying { dirty, .. } => *dirty = true,
             // Busy in first-touch mode: `next` copies before it goes on with the queue.
             _ => {}
         }
+    }
+
+    /// Copies a key for which nothing is in flight. What the leader lacks may still be on the follower only, and then a copy
+    /// would delete it: in first-touch mode a key that is not settled is fetched first.
+    fn copy_to_follower(&mut self, key: &Bytes, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let is_settled = if entry.diverged { entry.is_led() } else { self.present.has(generation, key) };
+        let first_touch = mode == Mode::FirstTouch;
+        if first_touch && !is_settled {
+            entry.stage = Stage::Fetching;
+            return orders.push(Order::Fetch { key: key.clone() });
+        }
+        entry.is_unfetched = false;
+        entry.stage = Stage::Copying { dirty: false, first_touch };
+        orders.push(Order::Dump { key: key.clone() });
     }
 
     /// The leader answered an operation that had been ordered with `Lead`. In mirror mode the client has its reply.
@@ -321,7 +341,7 @@ impl<O: Clone + PartialEq> Lane<O> {
                 }
             },
             // A write that was sent before the copy or the divergence began: the next dump stands behind it.
-            Stage::Copying { dirty } => *dirty |= outcome == Outcome::Doubt,
+            Stage::Copying { dirty, .. } => *dirty |= outcome == Outcome::Doubt,
             _ => {}
         }
     }
@@ -361,7 +381,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     pub fn restored(&mut self, key: &Bytes, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         match &mut entry.stage {
-            Stage::Copying { dirty } if outcome == Outcome::Done => {
+            Stage::Copying { dirty, .. } if outcome == Outcome::Done => {
                 if *dirty {
                     *dirty = false;
                     return orders.push(Order::Dump { key: key.clone() });
@@ -370,8 +390,11 @@ impl<O: Clone + PartialEq> Lane<O> {
                 self.settle(key, generation, orders);
                 self.next(key, generation, orders);
             }
-            Stage::Copying { .. } => {
+            Stage::Copying { first_touch, .. } => {
                 orders.extend(entry.waiters.drain(..).map(|op| Order::Unavailable { op }));
+                if *first_touch {
+                    return self.journal(key, None, orders);
+                }
                 entry.stage = Stage::Idle;
                 self.diverge(key, orders);
                 self.next(key, generation, orders);
@@ -400,7 +423,7 @@ impl<O: Clone + PartialEq> Lane<O> {
             }
             Fetched::Unproven => {
                 entry.is_unfetched = false;
-                entry.stage = Stage::Copying { dirty: false };
+                entry.stage = Stage::Copying { dirty: false, first_touch: true };
                 orders.push(Order::Dump { key: key.clone() });
             }
             Fetched::Failed => {
@@ -445,15 +468,11 @@ impl<O: Clone + PartialEq> Lane<O> {
         if self.diverged_count == 0 {
             return;
         }
-        let idle = self.entries.iter_mut().filter(|(_, entry)| entry.diverged && matches!(entry.stage, Stage::Idle));
-        for (key, entry, mode) in idle.filter_map(|(key, entry)| Some((key, entry, mode(key)?))).take(max) {
-            if entry.is_unfetched && mode == Mode::FirstTouch {
-                entry.stage = Stage::Fetching;
-                orders.push(Order::Fetch { key: key.clone() });
-                continue;
-            }
-            entry.stage = Stage::Copying { dirty: false };
-            orders.push(Order::Dump { key: key.clone() });
+        let idle = self.entries.iter().filter(|(_, entry)| entry.diverged && matches!(entry.stage, Stage::Idle));
+        let some: Vec<(Bytes, Mode)> = idle.filter_map(|(key, _)| Some((key.clone(), mode(key)?))).take(max).collect();
+        for (key, mode) in some {
+            // Of a diverged key the generation is not asked.
+            self.copy_to_follower(&key, mode, 0, orders);
         }
     }
 
@@ -502,7 +521,7 @@ impl<O: Clone + PartialEq> Lane<O> {
             orders.push(Order::Diverged { key: key.clone() });
         }
         // A copy whose dump stands before the doubtful write does not prove it right.
-        if let Stage::Copying { dirty } = &mut entry.stage {
+        if let Stage::Copying { dirty, .. } = &mut entry.stage {
             *dirty = true;
         }
     }
@@ -532,8 +551,8 @@ impl<O: Clone + PartialEq> Lane<O> {
         loop {
             let Some(entry) = self.entries.get_mut(key) else { return };
             if !entry.waiters.is_empty() {
-                entry.stage = Stage::Copying { dirty: false };
-                return orders.push(Order::Dump { key: key.clone() });
+                // Only first-touch stages end with somebody waiting for a copy.
+                return self.copy_to_follower(key, Mode::FirstTouch, generation, orders);
             }
             entry.stage = Stage::Idle;
             let Some((op, work)) = entry.queue.pop_front() else {
@@ -685,6 +704,19 @@ mod tests {
         lane.dumped(&key(), Outcome::Done, 0, &mut orders);
         lane.restored(&key(), Outcome::Done, 0, &mut orders);
         assert_eq!(orders, [Order::Dump { key: key() }, Order::Restore { key: key() }, Order::Lead { op: 1, follow: true }]);
+    }
+
+    #[test]
+    fn what_the_follower_may_never_have_had_is_shown_to_nobody_before_the_journal_has_it() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Read, Mode::FirstTouch, 0, &mut orders);
+        lane.fetched(&key(), Fetched::Unproven, 0, &mut orders);
+        orders.clear();
+        lane.restored(&key(), Outcome::Doubt, 0, &mut orders);
+        assert_eq!(orders, [Order::Diverged { key: key() }, Order::Journal { key: key() }]);
+        orders.clear();
+        lane.journaled(&key(), 0, &mut orders);
+        assert_eq!(orders, [Order::Lead { op: 1, follow: false }]);
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! The dual-write engine: what keeps data right while it moves. `engine` is the front door; `lane` and `gate` are pure.
 
 pub mod adopt;
+mod copy;
 pub mod effect;
-pub mod engine;
+mod engine;
 pub mod gate;
+mod guard;
 pub mod journal;
 pub mod lane;
+mod message;
+mod operation;
 pub mod state;
 
-pub use engine::{Engine, EngineParts, EngineWaiter, Guard, Load, Message, Peers, Plan, ReplyPort, ReplyTo, Target, refusal_of};
+pub use engine::{Engine, EngineParts, EngineWaiter, Load, ReplyPort, ReplyTo, Target, refusal_of};
+pub use guard::Guard;
+pub use message::{Message, Peers};

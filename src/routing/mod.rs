@@ -3,8 +3,10 @@
 pub mod flip;
 mod pattern;
 mod phase;
+mod plan;
 mod table;
 
 pub use pattern::{Pattern, PatternError, Patterns};
 pub use phase::{Coverage, Phase, Side};
+pub use plan::Plan;
 pub use table::{Ack, ClusterKeys, DualState, Route, RouteName, RoutingSpec, Table};

@@ -3,6 +3,8 @@
 //! A reply that says "elsewhere" or "not now" puts its destination (a slot, a database) on *hold*: requests that come later
 //! queue behind, those that were sent before and come back are gathered in the order of their replies, and when nothing
 //! sent before the hold is unanswered all go out again, first what came back. So the order of a key survives a redirect.
+//! A layout that changes without a redirect of ours (another worker's MOVED, a refresh) puts up a *barrier*: requests for
+//! the slots that changed hands wait until the former owner has answered what it was asked.
 //! Only what surely did not run is sent again.
 
 use std::collections::VecDeque;
@@ -87,12 +89,13 @@ impl<W: Waiter> Item<W> {
 impl<W: Waiter> Pending for Item<W> {
     fn reply(mut self, answer: Reply<'_>) {
         let frame = answer.bytes();
-        let held = !self.stores.holds.borrow().is_empty();
+        let held = self.stores.is_holding();
         if !frame.starts_with(b"-") || self.to == Destination::Node {
             let (stores, to) = (held.then(|| self.stores.clone()), self.to);
             self.waiter.complete(Ok(answer));
             if let Some(stores) = stores {
                 stores.release(to);
+                stores.lift_barriers();
             }
             return;
         }
@@ -121,6 +124,7 @@ impl<W: Waiter> Pending for Item<W> {
             }
         }
         stores.release(to);
+        stores.lift_barriers();
     }
 
     fn failed(self, error: LinkError) {
@@ -132,8 +136,9 @@ impl<W: Waiter> Pending for Item<W> {
             LinkError::Down(_) => self.try_later(error, None),
             error => self.give_up(error),
         }
-        // The hold may have waited for the answer that will not come.
+        // They may have waited for the answer that will not come.
         stores.release(to);
+        stores.lift_barriers();
     }
 }
 
@@ -191,5 +196,41 @@ impl<W: Waiter> Hold<W> {
 
     pub(super) fn into_items(self) -> impl Iterator<Item = Item<W>> {
         self.returned.into_iter().chain(self.later)
+    }
+}
+
+/// See the module.
+pub struct Barrier<W: Waiter> {
+    slots: std::collections::HashSet<u16>,
+    /// The former owner, and how many requests it had been given.
+    behind: (Rc<Link<Item<W>>>, u64),
+    later: VecDeque<Item<W>>,
+    bytes: usize,
+}
+
+impl<W: Waiter> Barrier<W> {
+    pub(super) fn new(slots: Vec<u16>, former: Rc<Link<Item<W>>>, sent: u64) -> Self {
+        Self { slots: slots.into_iter().collect(), behind: (former, sent), later: VecDeque::new(), bytes: 0 }
+    }
+
+    pub(super) fn covers(&self, slot: u16) -> bool {
+        self.slots.contains(&slot)
+    }
+
+    pub(super) fn later(&mut self, item: Item<W>) {
+        self.bytes += item.request.len();
+        self.later.push_back(item);
+    }
+
+    pub(super) fn queue_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.behind.0.progress().1 >= self.behind.1
+    }
+
+    pub(super) fn take_items(&mut self) -> VecDeque<Item<W>> {
+        std::mem::take(&mut self.later)
     }
 }

@@ -40,6 +40,15 @@ impl SlotMap {
         self.owners.get(usize::from(slot)).filter(|owner| **owner != NOBODY).map(|owner| usize::from(*owner))
     }
 
+    /// The slots that primary `index` serves here and does not serve in `newer`.
+    pub fn slots_lost_by(&self, index: usize, newer: &Self) -> Vec<u16> {
+        let address = self.primaries.get(index);
+        let still = address.and_then(|address| newer.primaries.iter().position(|known| known == address));
+        let owners = self.owners.iter().enumerate().filter(|(_, owner)| usize::from(**owner) == index);
+        let lost = owners.filter(|(slot, _)| newer.owner_index(*slot as u16).is_none_or(|owner| Some(owner) != still));
+        lost.map(|(slot, _)| slot as u16).collect()
+    }
+
     /// All primaries.
     pub fn primaries(&self) -> &[Arc<str>] {
         &self.primaries
@@ -79,5 +88,9 @@ mod tests {
         assert_eq!(moved.owner(6).map(|address| &**address), Some("a:1"));
         assert_eq!(moved.owner(16383).map(|address| &**address), Some("b:1"));
         assert!(SlotMap::default().owner(0).is_none());
+        assert_eq!(map.slots_lost_by(0, &moved), [5]);
+        assert_eq!(moved.slots_lost_by(2, &map), [5]);
+        assert_eq!(map.slots_lost_by(1, &SlotMap::default()).len(), 8192);
+        assert!(map.slots_lost_by(1, &moved).is_empty());
     }
 }

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use crate::resp::reply::Protocol;
-use crate::store::cluster::{Destination, Hold, Item};
+use crate::store::cluster::{Barrier, Destination, Hold, Item};
 use crate::store::link::{Dirty, Endpoint, Link};
 use crate::store::{LinkError, SlotMap, Waiter};
 
@@ -59,6 +59,8 @@ pub(super) struct Inner<W: Waiter> {
     nodes: RefCell<HashMap<Arc<str>, NodeLink<W>>>,
     primaries: RefCell<Primaries<W>>,
     pub(super) holds: RefCell<HashMap<Destination, Hold<W>>>,
+    /// Slots whose owner changed while the former one owes answers.
+    barriers: RefCell<Vec<Barrier<W>>>,
     dirty: Rc<Dirty<Link<Item<W>>>>,
     now: Rc<Cell<Instant>>,
 }
@@ -76,6 +78,7 @@ impl<W: Waiter> Stores<W> {
             nodes: RefCell::new(HashMap::new()),
             primaries: RefCell::new(Primaries { map: Arc::new(SlotMap::default()), links: Vec::new() }),
             holds: RefCell::new(HashMap::new()),
+            barriers: RefCell::new(Vec::new()),
             dirty,
             now,
         }))
@@ -103,17 +106,9 @@ impl<W: Waiter> Stores<W> {
 
     fn submit(&self, to: Destination, request: &Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
         let item = Item::new(self.0.clone(), to, request.clone(), replies, protocol, waiter);
-        if !self.0.holds.borrow().is_empty() {
-            let mut holds = self.0.holds.borrow_mut();
-            if let Some(hold) = holds.get_mut(&to) {
-                if hold.queue_bytes() > self.0.config.queue_bytes_max {
-                    drop(holds);
-                    return item.give_up(LinkError::Overflow);
-                }
-                return hold.later(item);
-            }
+        if let Some(item) = self.0.behind_barrier(item).and_then(|item| self.0.behind_hold(item)) {
+            self.0.send(item);
         }
-        self.0.send(item);
     }
 
     /// Sends to one node by its address, for what concerns the node and not a key.
@@ -173,12 +168,18 @@ impl<W: Waiter> Stores<W> {
         for destination in held {
             inner.release(destination);
         }
+        inner.lift_barriers();
     }
 }
 
 impl<W: Waiter> Inner<W> {
     pub(super) fn now(&self) -> Instant {
         self.now.get()
+    }
+
+    /// Whether anything waits for the answers of others.
+    pub(super) fn is_holding(&self) -> bool {
+        !self.holds.borrow().is_empty() || !self.barriers.borrow().is_empty()
     }
 
     pub(super) fn patience(&self, to: Destination) -> Duration {
@@ -255,7 +256,68 @@ impl<W: Waiter> Inner<W> {
             return;
         }
         let links = newest.primaries().iter().map(|address| self.node(address)).collect();
-        *self.primaries.borrow_mut() = Primaries { map: newest.clone(), links };
+        let before = self.primaries.replace(Primaries { map: newest.clone(), links });
+        // What the former owner has not answered yet may come back as MOVED: what is asked from now on waits for it.
+        for (index, link) in before.links.into_iter().enumerate() {
+            let (sent, answered) = link.progress();
+            let slots = if sent > answered { before.map.slots_lost_by(index, &newest) } else { Vec::new() };
+            if !slots.is_empty() {
+                self.barriers.borrow_mut().push(Barrier::new(slots, link, sent));
+            }
+        }
+    }
+
+    /// Gives the item back unless it has to wait for the former owner of its slot.
+    fn behind_barrier(self: &Rc<Self>, item: Item<W>) -> Option<Item<W>> {
+        let Destination::Slot(slot) = item.to else { return Some(item) };
+        // The layout is looked at first, so that a change is seen before anything goes by it.
+        self.refresh_primaries();
+        let mut barriers = self.barriers.borrow_mut();
+        let Some(barrier) = barriers.iter_mut().find(|barrier| barrier.covers(slot)) else { return Some(item) };
+        if barrier.queue_bytes() > self.config.queue_bytes_max {
+            drop(barriers);
+            item.give_up(LinkError::Overflow);
+            return None;
+        }
+        barrier.later(item);
+        None
+    }
+
+    /// Gives the item back unless its destination is on hold.
+    fn behind_hold(&self, item: Item<W>) -> Option<Item<W>> {
+        if self.holds.borrow().is_empty() {
+            return Some(item);
+        }
+        let mut holds = self.holds.borrow_mut();
+        let Some(hold) = holds.get_mut(&item.to) else { return Some(item) };
+        if hold.queue_bytes() > self.config.queue_bytes_max {
+            drop(holds);
+            item.give_up(LinkError::Overflow);
+            return None;
+        }
+        hold.later(item);
+        None
+    }
+
+    /// Ends the barriers behind which everything is answered.
+    pub(super) fn lift_barriers(self: &Rc<Self>) {
+        if self.barriers.borrow().is_empty() {
+            return;
+        }
+        let mut lifted = Vec::new();
+        self.barriers.borrow_mut().retain_mut(|barrier| {
+            let is_over = barrier.is_over();
+            if is_over {
+                lifted.extend(barrier.take_items());
+            }
+            !is_over
+        });
+        for item in lifted {
+            // What came back from the former owner goes first; it waits in the slot's hold.
+            if let Some(item) = self.behind_barrier(item).and_then(|item| self.behind_hold(item)) {
+                self.send(item);
+            }
+        }
     }
 
     fn node(self: &Rc<Self>, address: &Arc<str>) -> NodeLink<W> {

@@ -1,0 +1,152 @@
+//! A command that runs outside of the lanes: a transaction, a script, a blocking pop, a command with keys in several lanes.
+//!
+//! It runs on the leader between [`Engine::begin`] and [`Guard::finish`]; afterwards each key that it may have changed is
+//! resynced through its lane. In first-touch mode its keys are held meanwhile.
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::dual::engine::Engine;
+use crate::dual::gate::Ticket;
+use crate::dual::lane::{Mode, Outcome};
+use crate::dual::message::Message;
+use crate::resp::refusal::Refusal;
+use crate::routing::Plan;
+
+/// Whether keys in first-touch mode are kept from others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Yes,
+    No,
+}
+
+/// A command that runs outside of the lanes; see [`Engine::begin`].
+pub struct Guard {
+    engine: Engine,
+    tickets: Vec<Ticket>,
+    /// The plan of each key, in the order given to [`Engine::begin`].
+    pub plans: Vec<Plan>,
+    /// Copied in their lanes' time.
+    resync: Vec<Bytes>,
+    /// First-touch keys that others may use meanwhile: copied before the client hears of it.
+    shared: Vec<Bytes>,
+    held: Vec<Bytes>,
+    over: bool,
+}
+
+impl Guard {
+    /// Ends the command. `Done` and `Doubt`: its keys may have changed and are copied; first-touch keys before this
+    /// returns, the others in their lanes' time.
+    pub async fn finish(mut self, outcome: Outcome) {
+        let shared = std::mem::take(&mut self.shared);
+        for wait in self.end(outcome) {
+            // A holder's keys are copied or in the journal when this comes.
+            let _ = wait.await;
+        }
+        if outcome != Outcome::Refused {
+            for key in shared {
+                if self.engine.0.peers.resync(key.clone()).await.is_err() {
+                    self.engine.journaled(key).await;
+                }
+            }
+        }
+        self.leave();
+    }
+
+    fn end(&mut self, outcome: Outcome) -> Vec<oneshot::Receiver<Result<(), Refusal>>> {
+        self.over = true;
+        let peers = &self.engine.0.peers;
+        if outcome != Outcome::Refused {
+            for key in self.resync.drain(..).chain(self.shared.drain(..)) {
+                peers.send(peers.lane_of(&key), Message::Resync { key, done: None });
+            }
+        }
+        let release = |key: Bytes| {
+            let (done, ended) = oneshot::channel();
+            peers.send(peers.lane_of(&key), Message::Release { key, outcome, done });
+            ended
+        };
+        self.held.drain(..).map(release).collect()
+    }
+
+    fn leave(&mut self) {
+        for ticket in self.tickets.drain(..) {
+            self.engine.0.sessions.leave(ticket);
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.over {
+            drop(self.end(Outcome::Doubt));
+        }
+        self.leave();
+    }
+}
+
+impl Engine {
+    /// Counts in a command that runs outside of the lanes, and holds its keys where their route is in first-touch mode.
+    /// Waits while a route is gated. Every way out of the command must go through [`Guard::finish`]; a guard that is
+    /// dropped (its client went away) takes its keys for changed.
+    pub async fn begin(&self, keys: &[Bytes]) -> Result<Guard, Refusal> {
+        self.begin_with(keys, Hold::Yes).await
+    }
+
+    /// The same for a command that waits for others to write: its keys are brought over but not held.
+    pub async fn begin_blocking(&self, keys: &[Bytes]) -> Result<Guard, Refusal> {
+        self.begin_with(keys, Hold::No).await
+    }
+
+    async fn begin_with(&self, keys: &[Bytes], hold: Hold) -> Result<Guard, Refusal> {
+        let mut plans;
+        loop {
+            plans = keys.iter().map(|key| self.plan(key)).collect::<Vec<_>>();
+            if !plans.iter().any(|plan| self.is_gated(plan)) {
+                break;
+            }
+            self.opened().await;
+        }
+        let tickets = plans.iter().map(|plan| self.0.sessions.enter(plan.route_hash)).collect();
+        let mut dual: Vec<(Bytes, bool)> = keys
+            .iter()
+            .zip(&plans)
+            .filter(|(_, plan)| plan.follower.is_some())
+            .map(|(key, plan)| (key.clone(), plan.follower.is_some() && Mode::of(plan) == Mode::FirstTouch))
+            .collect();
+        // In one order for everybody, so that two commands never wait for each other.
+        dual.sort();
+        dual.dedup();
+        let mut guard = Guard { engine: self.clone(), tickets, plans, resync: Vec::new(), shared: Vec::new(), held: Vec::new(), over: false };
+        for (key, first_touch) in dual {
+            if !first_touch || hold == Hold::No {
+                if first_touch && let Err(refusal) = self.0.peers.touch(key.clone()).await {
+                    guard.finish(Outcome::Refused).await;
+                    return Err(refusal);
+                }
+                if first_touch { guard.shared.push(key) } else { guard.resync.push(key) }
+                continue;
+            }
+            let (granted, wait) = oneshot::channel();
+            self.0.peers.send(self.0.peers.lane_of(&key), Message::Hold { key: key.clone(), granted });
+            match wait.await.unwrap_or(Err(Refusal::UnknownOutcome)) {
+                Ok(()) => guard.held.push(key),
+                Err(refusal) => {
+                    guard.finish(Outcome::Refused).await;
+                    return Err(refusal);
+                }
+            }
+        }
+        Ok(guard)
+    }
+
+    /// Has a diverged key in the journal, on disk.
+    async fn journaled(&self, key: Bytes) {
+        let (written, wait) = oneshot::channel();
+        self.0.journal.add(key, move || {
+            let _ = written.send(());
+        });
+        // The journal's thread ends with the program only.
+        let _ = wait.await;
+    }
+}

@@ -1,0 +1,78 @@
+//! What workers say to each other, and what the control thread and its jobs say to them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::command::CommandSpec;
+use crate::dual::lane::Outcome;
+use crate::resp::refusal::Refusal;
+use crate::resp::reply::Protocol;
+use crate::resp::request::Request;
+use crate::routing::Table;
+
+/// What workers say to each other and what the control thread and its jobs say to them.
+pub enum Message {
+    Lane(Box<RemoteOp>),
+    Reply { id: usize, outcome: Result<Bytes, Refusal> },
+    Resync { key: Bytes, done: Option<oneshot::Sender<Result<(), Refusal>>> },
+    Touch { key: Bytes, done: oneshot::Sender<Result<(), Refusal>> },
+    Hold { key: Bytes, granted: oneshot::Sender<Result<(), Refusal>> },
+    Release { key: Bytes, outcome: Outcome, done: oneshot::Sender<Result<(), Refusal>> },
+    Journaled { key: Bytes },
+    Recover { key: Bytes },
+    /// Closes the sessions' or the lanes' gate and answers when it is drained.
+    Close { stage: Stage, routes: Vec<u64>, all: bool, drained: oneshot::Sender<()> },
+    /// Adopts a table (or keeps the old one) and opens both gates.
+    Open { table: Arc<Table> },
+    Stop,
+}
+
+/// Which of a worker's gates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    Sessions,
+    Lanes,
+}
+
+/// A request on its way to the lane of its key on another worker.
+pub struct RemoteOp {
+    pub(super) request: Request,
+    pub(super) spec: &'static CommandSpec,
+    pub(super) key: Bytes,
+    pub(super) protocol: Protocol,
+    pub(super) worker: usize,
+    pub(super) id: usize,
+}
+
+/// A handle to every worker's inbox. Unbounded: each message stands for a request that its session's pipeline bound, or
+/// for a job's own bound of keys in flight.
+#[derive(Clone)]
+pub struct Peers(pub Arc<Vec<mpsc::UnboundedSender<Message>>>);
+
+impl Peers {
+    /// The worker whose lane owns the key.
+    pub fn lane_of(&self, key: &[u8]) -> usize {
+        if self.0.len() == 1 { 0 } else { crc32fast::hash(key) as usize % self.0.len() }
+    }
+
+    /// Sends to one worker; a worker that has ended drops it, and with it whatever waits for an answer.
+    pub fn send(&self, worker: usize, message: Message) {
+        let _ = self.0[worker].send(message);
+    }
+
+    /// Copies a key from leader to follower through its lane.
+    pub async fn resync(&self, key: Bytes) -> Result<(), Refusal> {
+        let (done, ended) = oneshot::channel();
+        self.send(self.lane_of(&key), Message::Resync { key, done: Some(done) });
+        ended.await.unwrap_or(Err(Refusal::UnknownOutcome))
+    }
+
+    /// Brings a key of a first-touch route over to the leader.
+    pub async fn touch(&self, key: Bytes) -> Result<(), Refusal> {
+        let (done, ended) = oneshot::channel();
+        self.send(self.lane_of(&key), Message::Touch { key, done });
+        ended.await.unwrap_or(Err(Refusal::UnknownOutcome))
+    }
+}

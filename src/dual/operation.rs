@@ -1,0 +1,359 @@
+//! An operation in a lane, from its arrival to the follower's answer: carries out what the lane orders and tells it what
+//! the stores answered.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::command::CommandSpec;
+use crate::dual::effect::{self, Form};
+use crate::dual::engine::{EngineWaiter, Inner, ReplyTo, refusal_of};
+use crate::dual::gate::Ticket;
+use crate::dual::lane::{Mode, Order, Outcome, Work};
+use crate::dual::message::{Message, RemoteOp};
+use crate::resp::refusal::Refusal;
+use crate::resp::reply::{self, Protocol};
+use crate::resp::request::Request;
+use crate::routing::{Plan, Side};
+use crate::store::{LinkError, Reply};
+
+/// See the module.
+pub struct LaneOp {
+    pub(super) key: Bytes,
+    pub(super) request: Option<Request>,
+    pub(super) form: Form,
+    pub(super) protocol: Protocol,
+    pub(super) follow: bool,
+    pub(super) overwrite: bool,
+    pub(super) leader: Side,
+    pub(super) generation: u32,
+    /// First-touch writes answer when both have it: the leader's reply waits here.
+    pub(super) holds_reply: bool,
+    pub(super) led: Option<Result<Bytes, LinkError>>,
+    pub(super) awaits_expiry: bool,
+    pub(super) expiry: Option<i64>,
+    pub(super) to: LaneReply,
+    pub(super) ticket: Ticket,
+    /// The lane will say `Reply` for it.
+    pub(super) in_lane: bool,
+}
+
+/// Who hears of the end of an operation.
+pub enum LaneReply {
+    Local(ReplyTo),
+    Remote { worker: usize, id: usize },
+    Done(oneshot::Sender<Result<(), Refusal>>),
+    Granted(Option<oneshot::Sender<Result<(), Refusal>>>, Option<oneshot::Sender<Result<(), Refusal>>>),
+    Nobody,
+}
+
+impl Inner {
+    /// Sends a request of a dual route to the lane of its key, here or on another worker.
+    pub(super) fn to_lane(
+        self: &Rc<Self>,
+        request: Request,
+        spec: &'static CommandSpec,
+        first: usize,
+        protocol: Protocol,
+        to: ReplyTo,
+        ticket: Ticket,
+    ) {
+        let key = Bytes::copy_from_slice(request.arg(first));
+        let owner = self.peers.lane_of(&key);
+        if owner == self.worker {
+            self.sessions.leave(ticket);
+            return self.arrive(request, spec, key, protocol, LaneReply::Local(to));
+        }
+        let id = self.remote.borrow_mut().insert((to, ticket));
+        let op = RemoteOp { request, spec, key, protocol, worker: self.worker, id };
+        self.peers.send(owner, Message::Lane(Box::new(op)));
+    }
+
+    /// A command arrives in the lane of its key.
+    pub(super) fn arrive(
+        self: &Rc<Self>,
+        request: Request,
+        spec: &'static CommandSpec,
+        key: Bytes,
+        protocol: Protocol,
+        to: LaneReply,
+    ) {
+        let outline = effect::outline(spec, &request);
+        self.enter_lane(key, Some((request, outline.form, protocol)), outline.work, to);
+    }
+
+    pub(super) fn enter_lane(self: &Rc<Self>, key: Bytes, command: Option<(Request, Form, Protocol)>, work: Work, to: LaneReply) {
+        let plan = Plan::of(&self.table.borrow(), &key);
+        let mode = Mode::of(&plan);
+        let generation = plan.generation();
+        let ticket = self.lanes.enter(plan.route_hash);
+        let (request, form, protocol) = match command {
+            Some((request, form, protocol)) => (Some(request), form, protocol),
+            None => (None, Form::Same, Protocol::Resp2),
+        };
+        let op = self.ops.borrow_mut().insert(LaneOp {
+            key: key.clone(),
+            request,
+            form,
+            protocol,
+            follow: false,
+            overwrite: work == Work::Overwrite,
+            leader: plan.leader,
+            generation,
+            holds_reply: false,
+            led: None,
+            awaits_expiry: false,
+            expiry: None,
+            to,
+            ticket,
+            in_lane: false,
+        });
+        let mut orders = Vec::new();
+        let in_lane = self.lane.borrow_mut().arrive(&key, op, work, mode, generation, &mut orders);
+        if in_lane {
+            let entry = &mut self.ops.borrow_mut()[op];
+            (entry.in_lane, entry.holds_reply) = (true, true);
+        }
+        self.carry_out(orders);
+    }
+
+    /// Does what the lane ordered, in its order.
+    pub(super) fn carry_out(self: &Rc<Self>, orders: Vec<Order<usize>>) {
+        for order in orders {
+            match order {
+                Order::Lead { op, follow } => self.lead(op, follow),
+                Order::Follow { op } => self.follow(op),
+                Order::Dump { key } => self.dump(key),
+                Order::Restore { key } => self.restore(key),
+                Order::Fetch { key } => self.fetch(key),
+                Order::Journal { key } => self.write_journal(key),
+                Order::Reply { op } => self.finish(op, Ok(())),
+                Order::Unavailable { op } => self.finish(op, Err(Refusal::StoreDown)),
+                Order::Granted { op } => self.grant(op),
+                Order::Diverged { key } => self.count_divergence(&key, 1),
+                Order::Repaired { key } => {
+                    self.count_divergence(&key, -1);
+                    self.journal.remove(&key);
+                }
+            }
+        }
+    }
+
+    pub(super) fn lead(self: &Rc<Self>, op: usize, follow: bool) {
+        let (leader, key, bytes, protocol, expiry) = {
+            let mut ops = self.ops.borrow_mut();
+            let entry = &mut ops[op];
+            entry.follow = follow;
+            entry.awaits_expiry = follow && entry.form.asks_expiry();
+            let Some(request) = &entry.request else { return };
+            (entry.leader, entry.key.clone(), request.bytes().clone(), entry.protocol, entry.awaits_expiry)
+        };
+        self.side_call(leader, &key, &bytes, Some(protocol), EngineWaiter::Led { engine: self.clone(), op });
+        if expiry {
+            let ask = effect::command(&[b"PEXPIRETIME", &key]);
+            self.side_call(leader, &key, &ask, None, EngineWaiter::Expiry { engine: self.clone(), op });
+        }
+    }
+
+    pub(super) fn led(self: &Rc<Self>, op: usize, outcome: Result<Reply<'_>, LinkError>) {
+        let waits = {
+            let mut ops = self.ops.borrow_mut();
+            let entry = &mut ops[op];
+            if !entry.holds_reply {
+                let to = std::mem::replace(&mut entry.to, LaneReply::Nobody);
+                let answer = match &outcome {
+                    Ok(reply) => Ok(Bytes::copy_from_slice(reply.bytes())),
+                    Err(error) => Err(error.clone()),
+                };
+                entry.led = Some(answer);
+                drop(ops);
+                self.answer(to, outcome.map_err(|error| refusal_of(&error)));
+                self.ops.borrow()[op].awaits_expiry
+            } else {
+                entry.led = Some(outcome.map(|reply| reply.to_bytes()));
+                entry.awaits_expiry
+            }
+        };
+        // With an expiry to come the lane hears of the answer when both are there; the link keeps the order.
+        if !waits {
+            self.tell_led(op);
+        }
+    }
+
+    pub(super) fn expiry(self: &Rc<Self>, op: usize, outcome: Result<Reply<'_>, LinkError>) {
+        let expiry = outcome.ok().and_then(|reply| reply::integer(reply.bytes()));
+        if let Some(entry) = self.ops.borrow_mut().get_mut(op) {
+            entry.expiry = expiry;
+            if expiry.is_none() && matches!(entry.led, Some(Ok(_))) {
+                // The write is known and its time is not: only a copy can tell.
+                entry.led = Some(Err(LinkError::Lost));
+            }
+        }
+        self.tell_led(op);
+    }
+
+    pub(super) fn tell_led(self: &Rc<Self>, op: usize) {
+        let (key, follow, outcome, generation, in_lane) = {
+            let ops = self.ops.borrow();
+            let entry = &ops[op];
+            let outcome = match &entry.led {
+                Some(Ok(reply)) if reply::is_error(reply) => Outcome::Refused,
+                Some(Ok(reply)) if entry.follow && self.effect_of(entry, reply).is_none() => Outcome::Refused,
+                Some(Ok(_)) => Outcome::Done,
+                Some(Err(error)) if !error.may_have_run() => Outcome::Refused,
+                _ => Outcome::Doubt,
+            };
+            (entry.key.clone(), entry.follow, outcome, entry.generation, entry.in_lane)
+        };
+        let is_read = !in_lane && !follow && outcome != Outcome::Doubt;
+        let mut orders = Vec::new();
+        if !is_read {
+            self.lane.borrow_mut().led(&key, op, follow, outcome, generation, &mut orders);
+        }
+        let goes_on = in_lane || orders.iter().any(|order| matches!(order, Order::Follow { op: following } if *following == op));
+        self.carry_out(orders);
+        if !goes_on {
+            self.forget(op);
+        }
+    }
+
+    pub(super) fn effect_of(&self, entry: &LaneOp, reply: &[u8]) -> Option<Bytes> {
+        let request = entry.request.as_ref()?;
+        effect::effect(request, entry.form, &entry.key, reply, entry.expiry)
+    }
+
+    pub(super) fn follow(self: &Rc<Self>, op: usize) {
+        let (side, key, bytes, protocol) = {
+            let ops = self.ops.borrow();
+            let entry = &ops[op];
+            let reply = match &entry.led {
+                Some(Ok(reply)) => reply.clone(),
+                _ => Bytes::new(),
+            };
+            let Some(bytes) = self.effect_of(entry, &reply) else { return };
+            (entry.leader.other(), entry.key.clone(), bytes, entry.protocol)
+        };
+        let waiter = EngineWaiter::Followed { engine: self.clone(), op };
+        self.side_call(side, &key, &bytes, Some(protocol), waiter);
+    }
+
+    pub(super) fn followed(self: &Rc<Self>, op: usize, outcome: Result<Reply<'_>, LinkError>) {
+        let (key, outcome, whole, generation, in_lane) = {
+            let ops = self.ops.borrow();
+            let entry = &ops[op];
+            let same = entry.form == Form::Same;
+            let outcome = match (&outcome, &entry.led) {
+                (Ok(reply), _) if reply::is_error(reply.bytes()) => Outcome::Refused,
+                (Ok(reply), Some(Ok(led))) if same && !effect::agrees(led, reply.bytes()) => Outcome::Doubt,
+                (Ok(_), _) => Outcome::Done,
+                (Err(_), _) => Outcome::Doubt,
+            };
+            (entry.key.clone(), outcome, entry.overwrite, entry.generation, entry.in_lane)
+        };
+        let mut orders = Vec::new();
+        self.lane.borrow_mut().followed(&key, op, outcome, whole, generation, &mut orders);
+        self.carry_out(orders);
+        if !in_lane {
+            self.forget(op);
+        }
+    }
+
+    /// The lane is done with an operation.
+    pub(super) fn finish(self: &Rc<Self>, op: usize, outcome: Result<(), Refusal>) {
+        let Some(mut entry) = self.ops.borrow_mut().try_remove(op) else { return };
+        self.lanes.leave(entry.ticket);
+        let to = std::mem::replace(&mut entry.to, LaneReply::Nobody);
+        match to {
+            LaneReply::Done(done) | LaneReply::Granted(Some(done), _) | LaneReply::Granted(None, Some(done)) => {
+                let _ = done.send(outcome);
+            }
+            LaneReply::Granted(None, None) | LaneReply::Nobody => {}
+            to => match (outcome, entry.led) {
+                (Ok(()), Some(Ok(reply))) => self.answer(to, Ok(Reply::Whole(reply))),
+                (Ok(()), Some(Err(error))) => self.answer(to, Err(refusal_of(&error))),
+                (Ok(()), None) => self.answer(to, Err(Refusal::UnknownOutcome)),
+                (Err(refusal), _) => self.answer(to, Err(refusal)),
+            },
+        }
+    }
+
+    pub(super) fn forget(&self, op: usize) {
+        if let Some(entry) = self.ops.borrow_mut().try_remove(op) {
+            self.lanes.leave(entry.ticket);
+        }
+    }
+
+    pub(super) fn answer(&self, to: LaneReply, outcome: Result<Reply<'_>, Refusal>) {
+        match to {
+            LaneReply::Local(to) => to.port.deliver(to.seq, outcome),
+            LaneReply::Remote { worker, id } => {
+                let outcome = outcome.map(|reply| reply.to_bytes());
+                self.peers.send(worker, Message::Reply { id, outcome });
+            }
+            LaneReply::Done(_) | LaneReply::Granted(..) | LaneReply::Nobody => {}
+        }
+    }
+
+    pub(super) fn grant(&self, op: usize) {
+        if let Some(LaneOp { to: LaneReply::Granted(granted, _), .. }) = self.ops.borrow_mut().get_mut(op)
+            && let Some(granted) = granted.take()
+        {
+            // A holder that went away releases by its guard.
+            let _ = granted.send(Ok(()));
+        }
+    }
+
+    pub(super) fn resync(self: &Rc<Self>, key: Bytes, done: Option<oneshot::Sender<Result<(), Refusal>>>) {
+        let plan = Plan::of(&self.table.borrow(), &key);
+        if plan.follower.is_none() {
+            if let Some(done) = done {
+                let _ = done.send(Ok(()));
+            }
+            return;
+        }
+        let to = done.map_or(LaneReply::Nobody, LaneReply::Done);
+        let op = self.ops.borrow_mut().insert(LaneOp {
+            key: key.clone(),
+            request: None,
+            form: Form::Same,
+            protocol: Protocol::Resp2,
+            follow: false,
+            overwrite: false,
+            leader: plan.leader,
+            generation: 0,
+            ticket: self.lanes.enter(plan.route_hash),
+            holds_reply: true,
+            led: None,
+            awaits_expiry: false,
+            expiry: None,
+            to,
+            in_lane: true,
+        });
+        let mut orders = Vec::new();
+        let generation = plan.generation();
+        self.lane.borrow_mut().resync(&key, op, Mode::of(&plan), generation, &mut orders);
+        self.carry_out(orders);
+    }
+
+    pub(super) fn release(self: &Rc<Self>, key: Bytes, outcome: Outcome, done: oneshot::Sender<Result<(), Refusal>>) {
+        let holder = self.lane.borrow().holder(&key);
+        if holder.is_none() {
+            // Granted after the route had left first-touch mode, where nothing is held.
+            if outcome == Outcome::Refused {
+                let _ = done.send(Ok(()));
+                return;
+            }
+            return self.resync(key, Some(done));
+        }
+        if let Some(op) = holder
+            && let Some(LaneOp { to: LaneReply::Granted(_, waits), .. }) = self.ops.borrow_mut().get_mut(op)
+        {
+            *waits = Some(done);
+        }
+        let generation = self.generation(&key);
+        let mut orders = Vec::new();
+        self.lane.borrow_mut().release(&key, outcome, generation, &mut orders);
+        self.carry_out(orders);
+    }
+}

@@ -1,0 +1,39 @@
+//! What happens with the requests for one key under one table. Pure.
+
+use std::sync::Arc;
+
+use crate::routing::{DualState, Phase, Side, Table};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Names the provider, prefix or rest for the gate; the same in every table.
+    pub route_hash: u64,
+    pub phase: Phase,
+    pub leader: Side,
+    pub follower: Option<Side>,
+    /// What is known of the two stores, in a dual phase.
+    pub dual: Option<Arc<DualState>>,
+    /// The hash of the table's line that covers the key: what a flip of a range or a default closes.
+    pub line_hash: u64,
+}
+
+impl Plan {
+    /// The plan for a key.
+    pub fn of(table: &Table, key: &[u8]) -> Self {
+        let (route, route_hash) = table.route_of(key);
+        Self {
+            route_hash,
+            phase: route.phase,
+            leader: route.phase.leader(),
+            follower: route.phase.follower(),
+            dual: route.dual.clone(),
+            line_hash: route.hash,
+        }
+    }
+
+    /// The route's [`DualState::generation`]; 0 without a follower.
+    pub fn generation(&self) -> u32 {
+        self.dual.as_ref().map_or(0, |dual| dual.generation())
+    }
+}
