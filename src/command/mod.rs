@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::resp::request::Request;
 
-pub use table::{all, lookup};
+pub use table::{all, at, lookup, place};
 
 /// What a command does to its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +169,8 @@ mod tests {
         assert_eq!(lookup(b"gEt").map(|spec| spec.name), Some("GET"));
         assert!(lookup(b"GETT").is_none() && lookup(b"").is_none() && lookup(&[b'x'; 300]).is_none());
         assert!(all().iter().all(|spec| lookup(spec.name.as_bytes()).is_some_and(|found| found.name == spec.name)));
+        assert!(all().iter().enumerate().all(|(index, spec)| place(spec) == index as u32));
+        assert!(at(u32::MAX).is_none());
     }
 
     #[test]

@@ -22,6 +22,18 @@ pub fn lookup(name: &[u8]) -> Option<&'static CommandSpec> {
     BY_NAME.get(&*upper).copied()
 }
 
+/// Where a row stands in [`all`]; `u32::MAX` for one that was learnt.
+#[inline]
+pub fn place(spec: &'static CommandSpec) -> u32 {
+    let offset = (std::ptr::from_ref(spec) as usize).wrapping_sub(TABLE.as_ptr() as usize);
+    u32::try_from(offset / size_of::<CommandSpec>()).ok().filter(|place| (*place as usize) < TABLE.len()).unwrap_or(u32::MAX)
+}
+
+/// The row at a place.
+pub fn at(place: u32) -> Option<&'static CommandSpec> {
+    TABLE.get(place as usize)
+}
+
 /// All rows, by name.
 pub fn all() -> &'static [CommandSpec] {
     TABLE

@@ -2,7 +2,8 @@
 //!
 //! Pure. A worker has two gates, one for its sessions and one for its lanes. A request is counted in under a *ticket* and
 //! counted out by it. Counts are kept in a small array by route hash, so that counting costs an add; routes that share a
-//! cell only make a drain wait for each other's requests. Each drain begins a new epoch, and what arrives later counts in
+//! cell only make a drain wait for each other's requests. A command that concerns all keys has a cell that every drain looks
+//! at. Each drain begins a new epoch, and what arrives later counts in
 //! the other half: a drain waits for requests older than itself only, however busy the others that share its cell are.
 
 use std::cell::{Cell, RefCell};
@@ -10,6 +11,8 @@ use std::collections::HashSet;
 
 /// Cells an epoch: 16 KiB of counters a worker, and of 100 routes in traffic hardly any share one.
 const CELLS: usize = 4096;
+/// Counters of an epoch: the cells, and the one of the commands that concern all routes.
+const COUNTS: usize = CELLS + 1;
 
 /// Proof of having been counted in; hand it to [`Gate::leave`] exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +32,7 @@ pub struct Gate {
 impl Default for Gate {
     fn default() -> Self {
         Self {
-            counts: vec![Cell::new(0); 2 * CELLS],
+            counts: vec![Cell::new(0); 2 * COUNTS],
             epoch: Cell::new(0),
             closed: RefCell::new(None),
             entered: Cell::new(0),
@@ -42,7 +45,16 @@ impl Default for Gate {
 impl Gate {
     /// Counts a request of the route in.
     pub fn enter(&self, route_hash: u64) -> Ticket {
-        let cell = self.epoch.get() * CELLS + cell_of(route_hash);
+        self.enter_cell(cell_of(route_hash))
+    }
+
+    /// Counts in a command that concerns all routes: no flip is over before it is.
+    pub fn enter_whole(&self) -> Ticket {
+        self.enter_cell(CELLS)
+    }
+
+    fn enter_cell(&self, cell: usize) -> Ticket {
+        let cell = self.epoch.get() * COUNTS + cell;
         self.counts[cell].set(self.counts[cell].get() + 1);
         self.entered.set(self.entered.get() + 1);
         Ticket(cell as u16)
@@ -80,9 +92,12 @@ impl Gate {
 
     /// Whether nothing of the closed routes is in flight that was counted in before the gate was closed.
     pub fn is_drained(&self) -> bool {
-        let old = (1 - self.epoch.get()) * CELLS;
+        let old = (1 - self.epoch.get()) * COUNTS;
         if self.waits_for_all.get() {
-            return self.counts[old..old + CELLS].iter().all(|count| count.get() == 0);
+            return self.counts[old..old + COUNTS].iter().all(|count| count.get() == 0);
+        }
+        if self.counts[old + CELLS].get() > 0 {
+            return false;
         }
         let closed = self.closed.borrow();
         closed.as_ref().is_none_or(|routes| routes.iter().all(|route| self.counts[old + cell_of(*route)].get() == 0))
@@ -125,6 +140,12 @@ mod tests {
         assert!(gate.is_drained(), "neither the other route nor one that shares the cell delays it");
         gate.leave(sharing);
         gate.leave(other);
+        gate.open();
+        let whole = gate.enter_whole();
+        gate.close(HashSet::from([9]), false);
+        assert!(!gate.is_drained(), "a command that concerns all keys delays every flip");
+        gate.leave(whole);
+        assert!(gate.is_drained());
         gate.open();
         assert!(!gate.is_closed(7));
         assert_eq!(gate.in_flight(), 0);

@@ -85,6 +85,18 @@ impl Drop for Guard {
     }
 }
 
+/// See [`Engine::begin_whole`].
+pub struct WholeGuard {
+    engine: Engine,
+    ticket: Ticket,
+}
+
+impl Drop for WholeGuard {
+    fn drop(&mut self) {
+        self.engine.0.sessions.leave(self.ticket);
+    }
+}
+
 impl Engine {
     /// Counts in a command that runs outside of the lanes, and holds its keys where their route is in first-touch mode.
     /// Waits while a route is gated. Every way out of the command must go through [`Guard::finish`]; a guard that is
@@ -141,6 +153,19 @@ impl Engine {
     }
 
     /// Has a diverged key in the journal, on disk.
+    /// Counts in a command that concerns all keys: no route flips before what this returns is dropped.
+    pub async fn begin_whole(&self) -> WholeGuard {
+        while self.has_closed() {
+            self.opened().await;
+        }
+        WholeGuard { ticket: self.0.sessions.enter_whole(), engine: self.clone() }
+    }
+
+    /// Copies a key from leader to follower through its lane.
+    pub async fn resync(&self, key: Bytes) -> Result<(), Refusal> {
+        self.0.peers.resync(key).await
+    }
+
     async fn journaled(&self, key: Bytes) {
         let (written, wait) = oneshot::channel();
         self.0.journal.add(key, move || {

@@ -31,6 +31,17 @@ pub fn bulk(out: &mut BytesMut, body: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// A text for people: a verbatim string in RESP3, a bulk string in RESP2.
+pub fn text(out: &mut BytesMut, protocol: Protocol, body: &str) {
+    if protocol == Protocol::Resp2 {
+        return bulk(out, body.as_bytes());
+    }
+    line(out, b'=', body.len() as i64 + 4);
+    out.extend_from_slice(b"txt:");
+    out.extend_from_slice(body.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
 /// The null of a missing value.
 pub fn null(out: &mut BytesMut, protocol: Protocol) {
     out.extend_from_slice(if protocol == Protocol::Resp2 { b"$-1\r\n" } else { b"_\r\n" });
@@ -44,6 +55,11 @@ pub fn null_array(out: &mut BytesMut, protocol: Protocol) {
 /// The head of an array of `count` elements.
 pub fn array(out: &mut BytesMut, count: usize) {
     line(out, b'*', count as i64);
+}
+
+/// The head of a set of `count` members; RESP2 has it as an array.
+pub fn set(out: &mut BytesMut, protocol: Protocol, count: usize) {
+    line(out, if protocol == Protocol::Resp2 { b'*' } else { b'~' }, count as i64);
 }
 
 /// The head of a map of `count` pairs; RESP2 has it as a flat array.

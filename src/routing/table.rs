@@ -197,6 +197,9 @@ pub struct Table {
     ack: Ack,
     cluster_keys: ClusterKeys,
     is_all_standalone: bool,
+    /// Whether some route is led by the cluster, and whether some route may have keys on the standalone.
+    is_cluster_read: bool,
+    is_standalone_read: bool,
     /// Shared by all tables of a run.
     knowledge: Arc<AtomicU32>,
 }
@@ -220,6 +223,8 @@ impl Table {
             ack: spec.ack,
             cluster_keys: spec.cluster_keys,
             is_all_standalone: false,
+            is_cluster_read: false,
+            is_standalone_read: false,
             knowledge: previous.map_or_else(Arc::default, |table| table.knowledge.clone()),
         };
         table.add(RouteName::NewProviders, spec.new_providers, previous);
@@ -238,6 +243,8 @@ impl Table {
             let index = table.add(RouteName::Provider(id.clone()), *phase, previous);
             table.exact.insert(id.as_bytes().into(), index);
         }
+        table.is_cluster_read = table.routes.iter().any(|route| route.phase.leader() == Side::Cluster);
+        table.is_standalone_read = table.routes.iter().any(|route| route.phase != Phase::Cluster);
         table.is_all_standalone = table.routes.iter().all(|route| route.phase == Phase::Standalone);
         table
     }
@@ -368,6 +375,14 @@ impl Table {
     /// What keys are called on the cluster.
     pub fn cluster_keys(&self) -> ClusterKeys {
         self.cluster_keys
+    }
+
+    /// Whether a walk over all keys has to look at a side: some route's keys are told from there.
+    pub fn is_read(&self, side: Side) -> bool {
+        match side {
+            Side::Standalone => self.is_standalone_read,
+            Side::Cluster => self.is_cluster_read,
+        }
     }
 
     /// Whether every route is in phase `standalone`.

@@ -2,6 +2,7 @@
 //! nothing is popped for nobody. A flip of the route wakes them (CLIENT UNBLOCK; the reply says whether it popped) and they
 //! are issued again on the new leader with the time that remains.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -12,6 +13,7 @@ use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::resp::request::Request;
 use crate::resp::write;
+use crate::session::clients::Wish;
 use crate::session::commands::outcome_of;
 use crate::session::session::Session;
 use crate::store::{LinkError, PrivateLink};
@@ -23,6 +25,8 @@ enum Ended {
     Answered(Bytes),
     /// The route flips and nothing was taken.
     Woken,
+    /// CLIENT UNBLOCK, and nothing was taken.
+    Unblocked(Wish),
     ClientGone,
 }
 
@@ -51,6 +55,10 @@ impl Session {
                 // The program ends: the client connects to its successor and asks again.
                 Ok(Ended::Woken) if self.shared.engine.is_stopping() => return self.replies.close(),
                 Ok(Ended::Woken) => {}
+                Ok(Ended::Unblocked(Wish::UnblockWithError)) => {
+                    return self.refuse(Refusal::Verbatim("UNBLOCKED client unblocked via CLIENT UNBLOCK".into()));
+                }
+                Ok(Ended::Unblocked(_)) => return self.answer_nothing(spec),
                 Ok(Ended::ClientGone) => return self.replies.close(),
                 Err(refusal) => return self.refuse(refusal),
             }
@@ -83,11 +91,13 @@ impl Session {
                 return Err(refusal);
             }
         };
+        self.client.is_blocked.store(true, Ordering::Relaxed);
         let answer = self.wait_for(request, spec, &target, keys, until).await;
+        self.client.is_blocked.store(false, Ordering::Relaxed);
         let outcome = match &answer {
             Ok(Ended::Answered(frame)) if reply::is_null(frame) => crate::dual::lane::Outcome::Refused,
             Ok(Ended::Answered(frame)) => outcome_of(&Ok(frame.clone())),
-            Ok(Ended::Woken) => crate::dual::lane::Outcome::Refused,
+            Ok(Ended::Woken | Ended::Unblocked(_)) => crate::dual::lane::Outcome::Refused,
             Ok(Ended::ClientGone) => crate::dual::lane::Outcome::Doubt,
             Err(error) => outcome_of(&Err(error.clone())),
         };
@@ -107,7 +117,7 @@ impl Session {
         let mut link = self.private_link(target).await.map_err(|_| LinkError::Down("no connection".into()))?;
         link.send(request.bytes()).await?;
         let late = until.map(|until| tokio::time::Instant::from_std(until + GRACE));
-        let replies = self.replies.clone();
+        let (replies, client) = (self.replies.clone(), self.client.clone());
         loop {
             // Asked each time before waiting: a gate that closed while the connection was opened wakes nobody.
             let is_flipping = || keys.iter().any(|key| engine.is_gated(&engine.plan(key)));
@@ -124,6 +134,14 @@ impl Session {
                 frame = link.receive() => return frame.map(Ended::Answered),
                 read = self.read() => if !read { return Ok(Ended::ClientGone) },
                 () = replies.closed.notified() => return Ok(Ended::ClientGone),
+                () = client.wake.notified() => match client.take_wish() {
+                    Wish::Kill => return Ok(Ended::ClientGone),
+                    Wish::None => {}
+                    wish => {
+                        let ended = self.unblock(spec, target, &mut link).await?;
+                        return Ok(if matches!(ended, Ended::Woken) { Ended::Unblocked(wish) } else { ended });
+                    }
+                },
                 () = overdue => return self.unblock(spec, target, &mut link).await,
                 () = engine.closing() => {}
             }

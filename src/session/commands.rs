@@ -18,7 +18,7 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 /// A port for one awaited reply.
-struct Once(RefCell<Option<oneshot::Sender<Result<Bytes, Refusal>>>>);
+pub(super) struct Once(pub(super) RefCell<Option<oneshot::Sender<Result<Bytes, Refusal>>>>);
 
 impl ReplyPort for Once {
     fn deliver(&self, _seq: u64, outcome: Result<Reply<'_>, Refusal>) {

@@ -1,4 +1,5 @@
-//! Commands over the keyspace as a whole: SCAN, KEYS, DBSIZE; each key once, from the store that is complete for its route.
+//! Commands over the keyspace as a whole: SCAN, KEYS, DBSIZE, RANDOMKEY; each key once, from the store that is complete for
+//! its route. What removes or moves keys is in `flush`.
 
 use std::sync::Arc;
 
@@ -12,6 +13,9 @@ use crate::resp::request::Request;
 use crate::resp::write;
 use crate::routing::{Side, Table};
 use crate::session::session::Session;
+
+/// How often RANDOMKEY asks a source before it walks.
+const RANDOM_TRIES: usize = 32;
 
 /// What a client's cursor is made of: where the walk stands, and under which table it began, so that a flip in its middle
 /// neither hides a key nor shows it twice. A cursor of the standalone alone, handed out while all routes were there, has
@@ -65,6 +69,13 @@ struct View {
     knowledge: u32,
 }
 
+/// The COUNT of a SCAN: how many keys a step is to look at.
+fn count_of(request: &Request) -> usize {
+    let at = (2..request.len()).find(|index| request.arg(*index).eq_ignore_ascii_case(b"COUNT"));
+    let text = at.and_then(|at| request.args().nth(at + 1)).and_then(|text| std::str::from_utf8(text).ok());
+    text.and_then(|text| text.parse().ok()).unwrap_or(10)
+}
+
 fn parse_cursor(request: &Request) -> Option<u64> {
     std::str::from_utf8(request.arg(1)).ok()?.parse().ok()
 }
@@ -75,7 +86,9 @@ impl Session {
         // A walk that began while every key was on the standalone ends there, whatever flips meanwhile.
         let stays = spec.name == "SCAN" && parse_cursor(&request).is_some_and(|cursor| cursor != 0 && Cursor::parse(cursor).version == 0);
         let begins = spec.name != "SCAN" || parse_cursor(&request) == Some(0);
-        if !self.is_moving_db() || stays || (begins && engine.table().all_standalone()) {
+        // From whichever database they come, these reach the one that moves.
+        let reaches_all = matches!(spec.name, "FLUSHALL" | "MOVE" | "SWAPDB");
+        if !(self.is_moving_db() || reaches_all) || stays || (begins && engine.table().all_standalone()) {
             return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
         }
         self.replies.settle(0).await;
@@ -92,19 +105,21 @@ impl Session {
                 write::integer(&mut out, keys.len() as i64);
                 out.freeze()
             }),
-            name => Err(Refusal::NotSupported {
-                command: name.to_lowercase(),
-                reason: "keys of this database are on two stores while providers move",
-            }),
+            "RANDOMKEY" => self.random_key().await,
+            _ => self.flush(&request, spec).await,
         };
         self.answer_with(outcome);
     }
 
-    /// Where keys are: the standalone, then the primaries in the order of their addresses.
-    fn sources(&self) -> Vec<Option<Arc<str>>> {
-        let mut primaries = self.shared.engine.stores().primaries();
+    /// Where keys are told from under a table: the standalone, then the primaries in the order of their addresses.
+    fn sources(&self, table: &Table) -> Vec<Option<Arc<str>>> {
+        let mut primaries = match table.is_read(Side::Cluster) {
+            true => self.shared.engine.stores().primaries(),
+            false => Vec::new(),
+        };
         primaries.sort();
-        std::iter::once(None).chain(primaries.into_iter().map(Some)).collect()
+        let standalone = table.is_read(Side::Standalone).then_some(None);
+        standalone.into_iter().chain(primaries.into_iter().map(Some)).collect()
     }
 
     async fn scan(&self, request: &Request) -> Result<Bytes, Refusal> {
@@ -115,20 +130,31 @@ impl Session {
             cursor.version = low_version(now.version());
             cursor.knowledge = u64::from(now.knowledge()) & ((1 << KNOWLEDGE_BITS) - 1);
         }
-        let sources = self.sources();
-        let source = sources.get(cursor.source).ok_or_else(invalid)?;
         let began = self.shared.engine.past_table(|table| low_version(table.version()) == cursor.version);
         // The newest number with these low bits.
         let behind = (u64::from(now.knowledge()).wrapping_sub(cursor.knowledge)) & ((1 << KNOWLEDGE_BITS) - 1);
         let view = View { table: began.unwrap_or(now.clone()), knowledge: now.knowledge().saturating_sub(behind as u32) };
-        let (next, keys) = match self.scan_source(source.as_ref(), cursor.position, request, &view).await? {
-            Ok(found) => found,
-            Err(error) => return Ok(error),
-        };
-        let after = match next {
-            0 if cursor.source + 1 == sources.len() => None,
-            0 => Some(Cursor { source: cursor.source + 1, position: 0, ..cursor }),
-            position => Some(Cursor { position, ..cursor }),
+        let sources = self.sources(&view.table);
+        let wanted = count_of(request);
+        let mut keys = Vec::new();
+        // A source that ends gives way to the next one at once, so that a small database is told in one step, as Redis does.
+        let after = loop {
+            let source = sources.get(cursor.source).ok_or_else(invalid)?;
+            let (next, some) = match self.scan_source(source.as_ref(), cursor.position, request, &view).await? {
+                Ok(found) => found,
+                Err(error) => return Ok(error),
+            };
+            keys.extend(some);
+            cursor.position = next;
+            if next == 0 {
+                cursor.source += 1;
+            }
+            if cursor.source == sources.len() {
+                break None;
+            }
+            if next != 0 || keys.len() >= wanted {
+                break Some(cursor);
+            }
         };
         let too_long = || Refusal::Text("the store's cursor is too long to be passed on".into());
         let next = after.map_or(Some(0), Cursor::number).ok_or_else(too_long)?;
@@ -158,29 +184,62 @@ impl Session {
         if reply::is_error(&frame) {
             return Ok(Err(frame));
         }
-        let broken = || Refusal::Text("the store answered SCAN in an unknown form".into());
-        let cells = reply::elements(&frame).filter(|cells| cells.len() == 2).ok_or_else(broken)?;
-        let next = reply::bulk(&frame[cells[0].clone()]).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-        let list = frame.slice(cells[1].clone());
+        let (next, mut keys) = parse_page(&frame).ok_or_else(unknown_form)?;
         let side = if source.is_none() { Side::Standalone } else { Side::Cluster };
-        let mut keys = Vec::new();
-        for cell in reply::elements(&list).ok_or_else(broken)? {
-            let key = reply::bulk(&list[cell]).ok_or_else(broken)?;
-            if view.table.complete_side(view.table.route_of(key).0, view.knowledge) == side {
-                keys.push(list.slice_ref(key));
-            }
-        }
-        Ok(Ok((next.ok_or_else(broken)?, keys)))
+        keys.retain(|key| view.table.complete_side(view.table.route_of(key).0, view.knowledge) == side);
+        Ok(Ok((next, keys)))
     }
 
-    async fn all_keys(&self, pattern: Option<&[u8]>) -> Result<Vec<Bytes>, Refusal> {
+    /// A key of a random source; after too many that are not this source's to tell, the first that a walk finds.
+    async fn random_key(&self) -> Result<Bytes, Refusal> {
+        let engine = &self.shared.engine;
+        let table = engine.table();
+        let sources = self.sources(&table);
+        let ask = crate::dual::effect::command(&[b"RANDOMKEY"]);
+        for _ in 0..RANDOM_TRIES {
+            let source = &sources[fastrand::usize(..sources.len())];
+            let (target, side) = match source {
+                None => (Target::Standalone { db: self.db }, Side::Standalone),
+                Some(address) => (Target::Node(address.clone()), Side::Cluster),
+            };
+            let frame = engine.call(&target, &ask, self.protocol).await.map_err(|error| refusal_of(&error))?;
+            let is_told = |key: &[u8]| table.complete_side(table.route_of(key).0, table.knowledge()) == side;
+            if !reply::is_null(&frame) && reply::bulk(&frame).is_some_and(is_told) {
+                return Ok(frame);
+            }
+        }
+        let mut out = BytesMut::new();
+        match self.all_keys(None).await?.first() {
+            Some(key) => write::bulk(&mut out, key),
+            None => write::null(&mut out, self.protocol),
+        }
+        Ok(out.freeze())
+    }
+
+    /// Every key of one primary, of whatever route.
+    pub(super) async fn keys_of_node(&self, address: &Arc<str>) -> Result<Vec<Bytes>, Refusal> {
+        let (engine, target) = (&self.shared.engine, Target::Node(address.clone()));
+        let (mut all, mut cursor) = (Vec::new(), 0);
+        loop {
+            let ask = crate::dual::effect::command(&[b"SCAN", cursor.to_string().as_bytes(), b"COUNT", b"1000"]);
+            let frame = engine.call(&target, &ask, self.protocol).await.map_err(|error| refusal_of(&error))?;
+            let (next, keys) = parse_page(&frame).ok_or_else(unknown_form)?;
+            all.extend(keys);
+            cursor = next;
+            if cursor == 0 {
+                return Ok(all);
+            }
+        }
+    }
+
+    pub(super) async fn all_keys(&self, pattern: Option<&[u8]>) -> Result<Vec<Bytes>, Refusal> {
         let mut args: Vec<&[u8]> = vec![b"SCAN", b"0", b"COUNT", b"1000"];
         args.extend(pattern.into_iter().flat_map(|pattern| [&b"MATCH"[..], pattern]));
         let request = Request::from_args(&args);
         let table = self.shared.engine.table();
         let view = View { knowledge: table.knowledge(), table };
         let mut all = std::collections::HashSet::new();
-        for source in self.sources() {
+        for source in self.sources(&view.table) {
             let mut cursor = 0;
             loop {
                 let step = self.scan_source(source.as_ref(), cursor, &request, &view).await?;
@@ -194,6 +253,19 @@ impl Session {
         }
         Ok(all.into_iter().collect())
     }
+}
+
+/// The next cursor and the keys of a reply to SCAN.
+fn parse_page(frame: &Bytes) -> Option<(u64, Vec<Bytes>)> {
+    let cells = reply::elements(frame).filter(|cells| cells.len() == 2)?;
+    let next = std::str::from_utf8(reply::bulk(&frame[cells[0].clone()])?).ok()?.parse().ok()?;
+    let list = frame.slice(cells[1].clone());
+    let keys = reply::elements(&list)?.into_iter().map(|cell| Some(list.slice_ref(reply::bulk(&list[cell])?)));
+    Some((next, keys.collect::<Option<_>>()?))
+}
+
+fn unknown_form() -> Refusal {
+    Refusal::Text("the store answered SCAN in an unknown form".into())
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::resp::write;
+use crate::session::replies::Mute;
 use crate::session::session::{Flow, Session};
 
 /// Redis has 16 by default; a number beyond what the standalone has is refused by its own SELECT.
-const DATABASES: u32 = 16;
+pub(super) const DATABASES: u32 = 16;
 
 impl Session {
     pub(super) async fn local(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
@@ -25,16 +26,12 @@ impl Session {
                 return Flow::Close;
             }
             "RESET" => {
-                self.transaction.reset();
-                self.replies.set_silent(false);
-                self.subscriptions = None;
-                (self.protocol, self.db, self.name) = (Protocol::Resp2, 0, Bytes::new());
-                self.is_admitted = self.shared.limits.password.is_none();
+                self.reset();
                 write::simple(&mut out, "RESET");
             }
             "SELECT" => match std::str::from_utf8(request.arg(1)).ok().and_then(|text| text.parse::<u32>().ok()) {
                 Some(db) if db < DATABASES => {
-                    self.db = db;
+                    self.set_db(db);
                     write::simple(&mut out, "OK");
                 }
                 Some(_) => write::error(&mut out, "ERR DB index is out of range"),
@@ -42,10 +39,21 @@ impl Session {
             },
             "AUTH" => self.auth(&mut out, request.arg(request.len() - 1), request.len()),
             "HELLO" => self.hello(&mut out, &request),
-            _ => self.client(&mut out, &request),
+            _ => return self.client(&request),
         }
         self.answer(&out);
         Flow::Continue
+    }
+
+    /// As a new connection, but for its number.
+    pub(super) fn reset(&mut self) {
+        self.reset_transaction();
+        self.replies.mute(Mute::No);
+        self.subscriptions = None;
+        self.set_protocol(Protocol::Resp2);
+        self.set_db(0);
+        self.client.rename(|names| names.name = Bytes::new());
+        self.is_admitted = self.shared.limits.password.is_none();
     }
 
     fn wrong_arity(&self, name: &str) -> Flow {
@@ -100,7 +108,11 @@ impl Session {
                     index += 3;
                 }
                 (b"SETNAME", 2..) => {
-                    self.name = Bytes::copy_from_slice(request.arg(index + 1));
+                    let mut answer = BytesMut::new();
+                    self.set_name(&mut answer, request.arg(index + 1));
+                    if answer.starts_with(b"-") {
+                        return out.unsplit(answer);
+                    }
                     index += 2;
                 }
                 _ => {
@@ -115,7 +127,7 @@ impl Session {
                 "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version at the same time",
             );
         }
-        self.protocol = protocol;
+        self.set_protocol(protocol);
         write::map(out, protocol, 7);
         let pairs: [(&str, &str); 2] = [("server", "redis"), ("version", "7.0.15")];
         for (name, value) in pairs {
@@ -125,57 +137,12 @@ impl Session {
         write::bulk(out, b"proto");
         write::integer(out, if protocol == Protocol::Resp2 { 2 } else { 3 });
         write::bulk(out, b"id");
-        write::integer(out, self.id as i64);
+        write::integer(out, self.client.id as i64);
         for (name, value) in [("mode", "standalone"), ("role", "master")] {
             write::bulk(out, name.as_bytes());
             write::bulk(out, value.as_bytes());
         }
         write::bulk(out, b"modules");
         write::array(out, 0);
-    }
-
-    fn client(&mut self, out: &mut BytesMut, request: &Request) {
-        let sub = request.arg(1).to_ascii_uppercase();
-        match (sub.as_slice(), request.len()) {
-            (b"ID", 2) => write::integer(out, self.id as i64),
-            (b"GETNAME", 2) if self.name.is_empty() => write::null(out, self.protocol),
-            (b"GETNAME", 2) => write::bulk(out, &self.name),
-            (b"SETNAME", 3) if request.arg(2).iter().any(|byte| !(b'!'..=b'~').contains(byte)) => {
-                write::error(out, "ERR Client names cannot contain spaces, newlines or special characters.");
-            }
-            (b"SETNAME", 3) => {
-                self.name = Bytes::copy_from_slice(request.arg(2));
-                write::simple(out, "OK");
-            }
-            (b"SETINFO", 4) | (b"NO-EVICT" | b"NO-TOUCH", 3) => write::simple(out, "OK"),
-            (b"INFO", 2) | (b"LIST", _) => {
-                let line = self.describe();
-                write::bulk(out, line.as_bytes());
-            }
-            (b"REPLY", 3) => match request.arg(2).to_ascii_uppercase().as_slice() {
-                b"ON" => {
-                    self.replies.set_silent(false);
-                    write::simple(out, "OK");
-                }
-                b"OFF" => self.replies.set_silent(true),
-                _ => write::error(out, "ERR 'client|reply' with SKIP is not available through cutover: replies are shared"),
-            },
-            _ => {
-                let sub = String::from_utf8_lossy(request.arg(1)).into_owned();
-                write::error(out, &format!("ERR unknown subcommand '{sub}'. Try CLIENT HELP."));
-            }
-        }
-    }
-
-    fn describe(&self) -> String {
-        format!(
-            "id={} addr={} name={} age={} db={} resp={} user=default lib-name= lib-ver=\n",
-            self.id,
-            self.peer,
-            String::from_utf8_lossy(&self.name),
-            self.created.elapsed().as_secs(),
-            self.db,
-            if self.protocol == Protocol::Resp2 { 2 } else { 3 },
-        )
     }
 }

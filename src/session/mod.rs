@@ -1,7 +1,10 @@
 //! One client, accept to close: what it sends is read, planned and sent on; answers go back in the order of the requests.
 
 mod blocking;
+mod client_command;
+mod clients;
 mod commands;
+mod flush;
 mod keyspace;
 mod local;
 mod pubsub;
@@ -11,4 +14,5 @@ mod split;
 mod transaction;
 pub mod worker;
 
+pub use clients::Clients;
 pub use session::SessionLimits;

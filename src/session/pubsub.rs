@@ -1,6 +1,8 @@
 //! Subscriptions: a connection of the client's own to the store on which all channels meet, its frames passed on as they
 //! come. RESP2 clients are in subscribe mode meanwhile, RESP3 clients may send anything.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 
 use crate::command::{self, CommandSpec, Kind};
@@ -9,6 +11,7 @@ use crate::resp::refusal::Refusal;
 use crate::resp::reply::{self, Protocol};
 use crate::resp::request::Request;
 use crate::routing::Side;
+use crate::session::clients::Wish;
 use crate::session::session::{Flow, Session};
 use crate::store::{LinkError, PrivateLink, Reply};
 
@@ -49,10 +52,16 @@ impl Session {
     /// Passes messages on until the last subscription is gone, or until the client has sent something to be handled.
     pub(super) async fn serve_subscriptions(&mut self) -> Flow {
         let engine = self.shared.engine.clone();
-        let replies = self.replies.clone();
+        let (replies, client) = (self.replies.clone(), self.client.clone());
         let Some(link) = self.subscriptions.take() else { return Flow::Continue };
-        let mut subscriber = Subscriber { link, is_over: false, is_confirmed: false };
+        let mut subscriber = Subscriber { link, count: 0, is_over: false, is_confirmed: false };
         loop {
+            // A SUBSCRIBE may have been sent on behind the UNSUBSCRIBE that ended the last one.
+            if subscriber.is_over && !subscriber.is_confirmed && self.confirm(&mut subscriber).await.is_err() {
+                replies.close();
+                return Flow::Close;
+            }
+            self.client.subscriptions.store(subscriber.count, Ordering::Relaxed);
             if subscriber.is_over {
                 return Flow::Continue;
             }
@@ -88,6 +97,10 @@ impl Session {
                     }
                 },
                 () = replies.closed.notified() => return Flow::Close,
+                () = client.wake.notified() => if client.take_wish() == Wish::Kill {
+                    replies.close();
+                    return Flow::Close;
+                },
                 () = engine.closing() => if engine.is_stopping() { return Flow::Close },
             }
         }
@@ -136,8 +149,7 @@ impl Session {
             return Flow::Continue;
         }
         if name == "RESET" {
-            self.replies.close();
-            return Flow::Close;
+            (subscriber.is_over, subscriber.is_confirmed, subscriber.count) = (true, true, 0);
         }
         Box::pin(self.handle(request)).await
     }
@@ -146,6 +158,8 @@ impl Session {
 /// The connection on which a client's subscriptions are, and what its frames said of them.
 struct Subscriber {
     link: PrivateLink,
+    /// Subscriptions, as the last answer said.
+    count: u32,
     /// The last subscription is gone.
     is_over: bool,
     /// Every (UN)SUBSCRIBE that was sent has been answered.
@@ -162,6 +176,7 @@ impl Subscriber {
         let kind = reply::bulk(&frame[cells[0].clone()]).unwrap_or_default();
         if let (true, Some(left)) = (kind.ends_with(b"subscribe"), reply::integer(&frame[cells[2].clone()])) {
             self.is_over = left == 0;
+            self.count = left.clamp(0, u32::MAX.into()) as u32;
         }
     }
 }

@@ -16,17 +16,34 @@ use crate::resp::refusal::Refusal;
 use crate::store::Reply;
 use crate::store::link::{Dirty, OutBuffer};
 
+/// Which answers are kept from the client (CLIENT REPLY).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mute {
+    #[default]
+    No,
+    /// That of the next request.
+    Next,
+    All,
+}
+
+/// A request without an answer, or whose answer is early.
+#[derive(Default)]
+struct Slot {
+    answer: Option<Bytes>,
+    is_muted: bool,
+}
+
 /// See the module.
 pub struct Replies {
     stream: OwnedWriteHalf,
     /// The number of the oldest request without an answer.
     oldest: Cell<u64>,
     next: Cell<u64>,
-    early: RefCell<VecDeque<Option<Bytes>>>,
+    early: RefCell<VecDeque<Slot>>,
     out: RefCell<OutBuffer>,
     is_marked: Cell<bool>,
     is_draining: Cell<bool>,
-    is_silent: Cell<bool>,
+    mute: Cell<Mute>,
     dirty: Rc<Dirty<Replies>>,
     me: std::rc::Weak<Replies>,
     bytes_max: usize,
@@ -47,7 +64,7 @@ impl Replies {
             out: RefCell::new(OutBuffer::default()),
             is_marked: Cell::new(false),
             is_draining: Cell::new(false),
-            is_silent: Cell::new(false),
+            mute: Cell::new(Mute::No),
             dirty,
             me: me.clone(),
             bytes_max,
@@ -59,7 +76,11 @@ impl Replies {
 
     /// A number for the next request.
     pub fn number(&self) -> u64 {
-        self.early.borrow_mut().push_back(None);
+        let mute = self.mute.get();
+        if mute == Mute::Next {
+            self.mute.set(Mute::No);
+        }
+        self.early.borrow_mut().push_back(Slot { answer: None, is_muted: mute != Mute::No });
         self.next.replace(self.next.get() + 1)
     }
 
@@ -75,14 +96,14 @@ impl Replies {
         }
     }
 
-    /// CLIENT REPLY OFF and ON: whether answers are dropped.
-    pub fn set_silent(&self, is_silent: bool) {
-        self.is_silent.set(is_silent);
+    /// Mutes the requests that are numbered from now on; gives what was before.
+    pub fn mute(&self, mute: Mute) -> Mute {
+        self.mute.replace(mute)
     }
 
     /// Appends bytes that answer no request (pushes), or whose turn has come.
     pub fn append(&self, reply: Reply<'_>) {
-        if self.is_silent.get() || self.is_closed.get() {
+        if self.is_closed.get() {
             return;
         }
         let mut out = self.out.borrow_mut();
@@ -148,9 +169,11 @@ impl Replies {
     }
 
     fn take_turn(&self, reply: Reply<'_>) {
-        self.early.borrow_mut().pop_front();
+        let slot = self.early.borrow_mut().pop_front();
         self.oldest.set(self.oldest.get() + 1);
-        self.append(reply);
+        if !slot.is_some_and(|slot| slot.is_muted) {
+            self.append(reply);
+        }
     }
 }
 
@@ -167,14 +190,14 @@ impl ReplyPort for Replies {
         if seq != self.oldest.get() {
             let index = seq.wrapping_sub(self.oldest.get()) as usize;
             if let Some(slot) = self.early.borrow_mut().get_mut(index) {
-                *slot = Some(reply.to_bytes());
+                slot.answer = Some(reply.to_bytes());
             }
             return;
         }
         self.take_turn(reply);
         loop {
             let ready = match self.early.borrow_mut().front_mut() {
-                Some(slot) => slot.take(),
+                Some(slot) => slot.answer.take(),
                 None => None,
             };
             match ready {

@@ -4,18 +4,21 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
-use crate::command::{self, CommandSpec, Kind};
+use crate::command::{self, Access, CommandSpec, Kind};
 use crate::dual::{Engine, ReplyPort, ReplyTo, Target};
 use crate::resp::limits::Limits;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::resp::scan::{RequestScanner, split_inline};
+use crate::session::clients::{Client, Clients, Wish};
 use crate::session::replies::Replies;
 use crate::session::transaction::Transaction;
 use crate::store::Reply;
@@ -39,6 +42,7 @@ pub struct Shared {
     pub engine: Engine,
     pub limits: SessionLimits,
     pub dirty: Rc<Dirty<Replies>>,
+    pub clients: Arc<Clients>,
     /// All sessions read into this, so that memory is held only by bytes that wait for something.
     pub arena: RefCell<BytesMut>,
 }
@@ -59,20 +63,18 @@ pub struct Session {
     pub reader: OwnedReadHalf,
     pub buffer: BytesMut,
     scanner: RequestScanner,
-    pub id: u64,
-    pub peer: String,
-    pub name: Bytes,
+    /// What the others see of it.
+    pub client: Arc<Client>,
     pub protocol: Protocol,
     /// As the client numbers them.
     pub db: u32,
     pub is_admitted: bool,
     pub transaction: Transaction,
     pub subscriptions: Option<crate::store::PrivateLink>,
-    pub created: std::time::Instant,
 }
 
 impl Session {
-    pub fn new(shared: Rc<Shared>, stream: TcpStream, id: u64, peer: String) -> Self {
+    pub fn new(shared: Rc<Shared>, stream: TcpStream, client: Arc<Client>) -> Self {
         let (reader, writer) = stream.into_split();
         let replies = Replies::new(writer, shared.dirty.clone(), shared.limits.pending_reply_bytes_max);
         let is_admitted = shared.limits.password.is_none();
@@ -83,15 +85,12 @@ impl Session {
             reader,
             buffer: BytesMut::new(),
             scanner: RequestScanner::default(),
-            id,
-            peer,
-            name: Bytes::new(),
+            client,
             protocol: Protocol::Resp2,
             db: 0,
             is_admitted,
             transaction: Transaction::default(),
             subscriptions: None,
-            created: std::time::Instant::now(),
         }
     }
 
@@ -131,7 +130,7 @@ impl Session {
                 self.replies.settle(PIPELINE_MAX / 2).await;
             }
             let engine = self.shared.engine.clone();
-            let replies = self.replies.clone();
+            let (replies, client) = (self.replies.clone(), self.client.clone());
             if self.subscriptions.is_some() {
                 if self.serve_subscriptions().await == Flow::Close {
                     return Flow::Close;
@@ -142,6 +141,7 @@ impl Session {
                 biased;
                 read = self.read() => if !read { return Flow::Continue },
                 () = replies.closed.notified() => return Flow::Continue,
+                () = client.wake.notified() => if client.take_wish() == Wish::Kill { return Flow::Close },
                 () = engine.closing() => {}
             }
         }
@@ -212,6 +212,11 @@ impl Session {
             self.refuse(Refusal::WrongArity(spec.name.to_lowercase()));
             return Flow::Continue;
         }
+        self.note(command::place(spec));
+        if self.shared.clients.is_paused() {
+            self.replies.settle(0).await;
+            self.shared.clients.wait_unpaused(spec.access == Access::Write || spec.kind == Kind::Publish).await;
+        }
         if self.transaction.is_queueing() && !matches!(spec.name, "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET") {
             self.queue(request, spec);
             return Flow::Continue;
@@ -278,6 +283,18 @@ impl Session {
     pub fn answer_with(&self, outcome: Result<Bytes, Refusal>) {
         let seq = self.replies.number();
         self.replies.deliver(seq, outcome.map(Reply::Whole));
+    }
+
+    /// Changes the protocol, and tells the others.
+    pub fn set_protocol(&mut self, protocol: Protocol) {
+        self.protocol = protocol;
+        self.client.is_resp3.store(protocol == Protocol::Resp3, Ordering::Relaxed);
+    }
+
+    /// Changes the database, and tells the others.
+    pub fn set_db(&mut self, db: u32) {
+        self.db = db;
+        self.client.db.store(db, Ordering::Relaxed);
     }
 
     /// Whether the client's database is the one that moves.

@@ -4,6 +4,8 @@
 //! each command stands for itself and nothing is watched; else it is refused before anything ran. WATCH keeps a connection
 //! of its own to the store of its keys until the transaction ends.
 
+use std::sync::atomic::Ordering;
+
 use bytes::{Bytes, BytesMut};
 
 use crate::command::{self, CommandSpec, Kind};
@@ -43,11 +45,6 @@ impl Transaction {
     pub fn spoil(&mut self) {
         self.is_spoiled = self.queue.is_some();
     }
-
-    /// Forgets everything, the watched keys too.
-    pub fn reset(&mut self) {
-        *self = Self::default();
-    }
 }
 
 impl Session {
@@ -69,6 +66,7 @@ impl Session {
             return self.refuse(Refusal::Text("too many commands in one transaction".into()));
         }
         queue.push((request, spec));
+        self.client.queued.fetch_add(1, Ordering::Relaxed);
         self.answer(b"+QUEUED\r\n");
     }
 
@@ -79,11 +77,12 @@ impl Session {
             "MULTI" => {
                 self.transaction.queue = Some(Vec::new());
                 self.transaction.is_spoiled = false;
+                self.client.queued.store(0, Ordering::Relaxed);
                 self.answer(b"+OK\r\n");
             }
             "DISCARD" if !self.transaction.is_queueing() => self.refuse(text("DISCARD without MULTI")),
             "DISCARD" => {
-                self.transaction.reset();
+                self.reset_transaction();
                 self.answer(b"+OK\r\n");
             }
             "WATCH" if self.transaction.is_queueing() => self.refuse(text("WATCH inside MULTI is not allowed")),
@@ -100,10 +99,17 @@ impl Session {
             _ => {
                 self.replies.settle(0).await;
                 let transaction = std::mem::take(&mut self.transaction);
+                self.client.queued.store(-1, Ordering::Relaxed);
                 let outcome = self.exec(transaction).await;
                 self.answer_with(outcome);
             }
         }
+    }
+
+    /// Forgets what was queued and watched.
+    pub(super) fn reset_transaction(&mut self) {
+        self.transaction = Transaction::default();
+        self.client.queued.store(-1, Ordering::Relaxed);
     }
 
     async fn watch(&mut self, request: &Request) -> Result<Bytes, Refusal> {
@@ -152,7 +158,14 @@ impl Session {
             return Err(Refusal::Verbatim("EXECABORT Transaction discarded because of previous errors.".into()));
         }
         let mut keys: Vec<Bytes> = Vec::new();
+        let is_on_two = self.is_moving_db() && !self.shared.engine.table().all_standalone();
         for (request, spec) in &commands {
+            if is_on_two && matches!(spec.kind, Kind::Scan | Kind::KeyspaceWide) {
+                return Err(Refusal::NotSupported {
+                    command: spec.name.to_lowercase(),
+                    reason: "in a transaction it would see one store only, and keys of this database are on two",
+                });
+            }
             let found = command::keys_of(spec, request).ok_or(Refusal::Syntax)?;
             keys.extend(found.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))));
         }

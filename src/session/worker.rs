@@ -16,6 +16,7 @@ use tokio::task::LocalSet;
 use crate::dual::{Engine, EngineParts, Load, Message, Peers};
 use crate::metrics::Totals;
 use crate::routing::Table;
+use crate::session::clients::Clients;
 use crate::session::session::{Session, SessionLimits, Shared};
 use crate::store::link::Dirty;
 use crate::store::{Stores, StoresConfig};
@@ -37,6 +38,7 @@ pub struct WorkerParts {
     pub inbox: mpsc::UnboundedReceiver<Message>,
     pub journal: Arc<crate::dual::journal::Journal>,
     pub totals: Arc<Totals>,
+    pub clients: Arc<Clients>,
 }
 
 /// Binds the shared port once, so that a port that is taken is told before anything starts.
@@ -75,6 +77,7 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
         engine: engine.clone(),
         limits: parts.limits,
         dirty: dirty.clone(),
+        clients: parts.clients.clone(),
         arena: RefCell::new(BytesMut::new()),
     });
     let flusher = tokio::task::spawn_local(async move {
@@ -86,7 +89,7 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
             }
         }
     });
-    let ticker = tokio::task::spawn_local(tick(engine.clone(), parts.totals.clone(), parts.number));
+    let ticker = tokio::task::spawn_local(tick(engine.clone(), parts.totals.clone(), parts.clients, parts.number));
     let open = Rc::new(Cell::new(0usize));
     let accepting = tokio::task::spawn_local(accept(listener, shared, parts.totals, parts.clients_max, open.clone()));
     let (inbox, hearing) = (parts.inbox, engine.clone());
@@ -106,7 +109,7 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
     Ok(engine.load().in_flight == 0)
 }
 
-async fn tick(engine: Engine, totals: Arc<Totals>, number: usize) {
+async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, number: usize) {
     let mut last = Load::default();
     loop {
         tokio::time::sleep(TICK).await;
@@ -120,6 +123,7 @@ async fn tick(engine: Engine, totals: Arc<Totals>, number: usize) {
         publish(&totals.diverged_keys, last.diverged_keys, now.diverged_keys);
         last = now;
         if number == 0 {
+            clients.tick();
             use crate::store::StoreSide::{Cluster, Standalone};
             totals.standalone_up.store(engine.stores().is_up(Standalone).into(), Ordering::Relaxed);
             totals.cluster_up.store(engine.stores().is_up(Cluster).into(), Ordering::Relaxed);
@@ -156,11 +160,14 @@ async fn accept(
             continue;
         }
         let _ = stream.set_nodelay(true);
-        let session = Session::new(shared.clone(), stream, id, peer.to_string());
+        let local = stream.local_addr().unwrap_or(peer);
+        let (clients, client) = (shared.clients.clone(), shared.clients.add(id, peer, local));
+        let session = Session::new(shared.clone(), stream, client);
         let (totals, open) = (totals.clone(), open.clone());
         open.set(open.get() + 1);
         tokio::task::spawn_local(async move {
             session.run().await;
+            clients.remove(id);
             totals.clients.fetch_sub(1, Ordering::Relaxed);
             open.set(open.get() - 1);
         });

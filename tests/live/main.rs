@@ -4,7 +4,9 @@ mod common;
 
 mod bad_input;
 mod commands;
+mod connection;
 mod faults;
+mod keyspace;
 mod model;
 mod moves;
 mod protocol;

@@ -1,0 +1,290 @@
+//! CLIENT: what a client may ask and say of itself and of the others.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::resp::request::Request;
+use crate::resp::write;
+use crate::session::clients::{Filter, Pause, Wish};
+use crate::session::replies::Mute;
+use crate::session::session::{Flow, Session};
+
+const HELP: [&str; 21] = [
+    "CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+    "GETNAME",
+    "    Return the name of the current connection.",
+    "ID",
+    "    Return the ID of the current connection.",
+    "INFO",
+    "    Return information about the current client connection.",
+    "KILL <ip:port> | <option> <value> ...",
+    "    Kill connections of clients of the proxy. Options: ADDR, LADDR, TYPE (NORMAL|PUBSUB), USER, SKIPME (YES|NO), ID.",
+    "LIST [options ...]",
+    "    Return information about clients of the proxy. Options: TYPE (NORMAL|PUBSUB), ID <id> [<id>...].",
+    "PAUSE <timeout> [WRITE|ALL], UNPAUSE",
+    "    Suspend all, or just write, clients for <timeout> milliseconds; end it.",
+    "REPLY (ON|OFF|SKIP)",
+    "    Control the replies sent to the current connection.",
+    "SETNAME <name>, SETINFO (LIB-NAME|LIB-VER) <value>",
+    "    Assign a name, or that of the library, to the current connection.",
+    "UNBLOCK <clientid> [TIMEOUT|ERROR]",
+    "    Unblock the specified blocked client.",
+    "HELP",
+    "    Print this help.",
+];
+
+const SYNTAX: &str = "ERR syntax error";
+const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
+
+impl Session {
+    pub(super) fn client(&mut self, request: &Request) -> Flow {
+        let mut out = BytesMut::new();
+        let sub = request.arg(1).to_ascii_uppercase();
+        match (sub.as_slice(), request.len()) {
+            (b"ID", 2) => write::integer(&mut out, self.client.id as i64),
+            (b"GETNAME", 2) => match self.client.names().name {
+                name if name.is_empty() => write::null(&mut out, self.protocol),
+                name => write::bulk(&mut out, &name),
+            },
+            (b"SETNAME", 3) => self.set_name(&mut out, request.arg(2)),
+            (b"SETINFO", 4) => self.set_info(&mut out, request),
+            (b"NO-EVICT" | b"NO-TOUCH", 3) => match request.arg(2).to_ascii_uppercase().as_slice() {
+                // The links are shared, so what they say of one client would be said of all; both are but hints.
+                b"ON" | b"OFF" => write::simple(&mut out, "OK"),
+                _ => write::error(&mut out, SYNTAX),
+            },
+            (b"INFO", 2) => {
+                let own = Filter { ids: Some(vec![self.client.id]), ..Filter::default() };
+                write::text(&mut out, self.protocol, &self.shared.clients.describe(&own));
+            }
+            (b"LIST", _) => match list_filter(request) {
+                Ok(filter) => write::text(&mut out, self.protocol, &self.shared.clients.describe(&filter)),
+                Err(text) => write::error(&mut out, &text),
+            },
+            (b"KILL", 3..) => return self.kill(request),
+            (b"PAUSE", 3 | 4) => self.pause(&mut out, request),
+            (b"UNPAUSE", 2) => {
+                self.shared.clients.unpause();
+                write::simple(&mut out, "OK");
+            }
+            (b"UNBLOCK", 3 | 4) => self.unblock_other(&mut out, request),
+            (b"REPLY", 3) => return self.reply_mode(request),
+            (b"TRACKINGINFO", 2) => {
+                write::map(&mut out, self.protocol, 3);
+                write::bulk(&mut out, b"flags");
+                write::set(&mut out, self.protocol, 1);
+                write::bulk(&mut out, b"off");
+                write::bulk(&mut out, b"redirect");
+                write::integer(&mut out, -1);
+                write::bulk(&mut out, b"prefixes");
+                write::array(&mut out, 0);
+            }
+            (b"GETREDIR", 2) => write::integer(&mut out, -1),
+            (b"CACHING", 3) => write::error(
+                &mut out,
+                "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
+            ),
+            (b"TRACKING", 3..) => write::error(
+                &mut out,
+                "ERR 'client|tracking' is not available through cutover: its links are shared, so invalidations would reach the wrong client",
+            ),
+            (b"HELP", 2) => {
+                write::array(&mut out, HELP.len());
+                HELP.iter().for_each(|line| write::simple(&mut out, line));
+            }
+            (known, _) if KNOWN.contains(&known) => {
+                let sub = String::from_utf8_lossy(&sub).to_lowercase();
+                write::error(&mut out, &format!("ERR wrong number of arguments for 'client|{sub}' command"));
+            }
+            _ => {
+                let sub = String::from_utf8_lossy(request.arg(1)).into_owned();
+                write::error(&mut out, &format!("ERR unknown subcommand '{sub}'. Try CLIENT HELP."));
+            }
+        }
+        self.answer(&out);
+        Flow::Continue
+    }
+
+    pub(super) fn set_name(&self, out: &mut BytesMut, name: &[u8]) {
+        if name.iter().any(|byte| !(b'!'..=b'~').contains(byte)) {
+            return write::error(out, "ERR Client names cannot contain spaces, newlines or special characters.");
+        }
+        self.client.rename(|names| names.name = Bytes::copy_from_slice(name));
+        write::simple(out, "OK");
+    }
+
+    fn set_info(&self, out: &mut BytesMut, request: &Request) {
+        let (word, value) = (request.arg(2).to_ascii_uppercase(), Bytes::copy_from_slice(request.arg(3)));
+        if value.iter().any(|byte| !(b'!'..=b'~').contains(byte)) {
+            let word = String::from_utf8_lossy(request.arg(2)).to_lowercase();
+            return write::error(out, &format!("ERR {word} cannot contain spaces, newlines or special characters."));
+        }
+        match word.as_slice() {
+            b"LIB-NAME" => self.client.rename(|names| names.library = value),
+            b"LIB-VER" => self.client.rename(|names| names.library_version = value),
+            _ => return write::error(out, &format!("ERR Unrecognized option '{}'", String::from_utf8_lossy(request.arg(2)))),
+        }
+        write::simple(out, "OK");
+    }
+
+    fn kill(&self, request: &Request) -> Flow {
+        let mut out = BytesMut::new();
+        let clients = &self.shared.clients;
+        let (filter, is_old_form) = match kill_filter(request, self.client.id) {
+            Ok(found) => found,
+            Err(text) => {
+                write::error(&mut out, &text);
+                self.answer(&out);
+                return Flow::Continue;
+            }
+        };
+        let killed = clients.kill(&filter);
+        match (is_old_form, killed) {
+            (true, 0) => write::error(&mut out, "ERR No such client"),
+            (true, _) => write::simple(&mut out, "OK"),
+            (false, _) => write::integer(&mut out, killed as i64),
+        }
+        self.answer(&out);
+        // A client that kills itself has its answer first.
+        if self.client.take_wish() == Wish::Kill { Flow::Close } else { Flow::Continue }
+    }
+
+    fn pause(&self, out: &mut BytesMut, request: &Request) {
+        let pause = match request.args().nth(3).map(<[u8]>::to_ascii_uppercase).as_deref() {
+            None | Some(b"ALL") => Pause::All,
+            Some(b"WRITE") => Pause::Writes,
+            Some(_) => return write::error(out, "ERR CLIENT PAUSE mode must be WRITE or ALL"),
+        };
+        match number(request.arg(2)) {
+            Some(time) => {
+                self.shared.clients.pause(Duration::from_millis(time), pause);
+                write::simple(out, "OK");
+            }
+            None => write::error(out, "ERR timeout is not an integer or out of range"),
+        }
+    }
+
+    fn unblock_other(&self, out: &mut BytesMut, request: &Request) {
+        let wish = match request.args().nth(3).map(<[u8]>::to_ascii_uppercase).as_deref() {
+            None | Some(b"TIMEOUT") => Wish::Unblock,
+            Some(b"ERROR") => Wish::UnblockWithError,
+            Some(_) => return write::error(out, "ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR"),
+        };
+        match number(request.arg(2)) {
+            Some(id) => write::integer(out, self.shared.clients.unblock(id, wish).into()),
+            None => write::error(out, NOT_AN_INTEGER),
+        }
+    }
+
+    fn reply_mode(&self, request: &Request) -> Flow {
+        match request.arg(2).to_ascii_uppercase().as_slice() {
+            b"ON" => {
+                self.replies.mute(Mute::No);
+                self.answer(b"+OK\r\n");
+            }
+            b"OFF" => {
+                self.replies.mute(Mute::All);
+                self.answer(b"");
+            }
+            b"SKIP" => {
+                let before = self.replies.mute(Mute::All);
+                self.answer(b"");
+                self.replies.mute(if before == Mute::All { Mute::All } else { Mute::Next });
+            }
+            _ => self.answer(format!("-{SYNTAX}\r\n").as_bytes()),
+        }
+        Flow::Continue
+    }
+
+    /// Tells the others what this client is doing.
+    #[inline]
+    pub(super) fn note(&self, place: u32) {
+        self.client.last_command.store(place, Ordering::Relaxed);
+        self.client.last_active.store(self.shared.clients.clock(), Ordering::Relaxed);
+    }
+}
+
+const KNOWN: [&[u8]; 19] = [
+    b"ID", b"GETNAME", b"SETNAME", b"SETINFO", b"NO-EVICT", b"NO-TOUCH", b"INFO", b"KILL", b"PAUSE", b"UNPAUSE", b"UNBLOCK",
+    b"REPLY", b"TRACKINGINFO", b"GETREDIR", b"CACHING", b"TRACKING", b"HELP", b"LIST", b"REPLY",
+];
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn kind_of(word: &[u8]) -> Result<Bytes, String> {
+    let kind = word.to_ascii_lowercase();
+    match kind.as_slice() {
+        b"slave" => Ok("replica".into()),
+        b"normal" | b"pubsub" | b"master" | b"replica" => Ok(kind.into()),
+        _ => Err(format!("ERR Unknown client type '{}'", String::from_utf8_lossy(word))),
+    }
+}
+
+/// CLIENT LIST [TYPE type] [ID id …]
+fn list_filter(request: &Request) -> Result<Filter, String> {
+    let args: Vec<&[u8]> = request.args().skip(2).collect();
+    let mut filter = Filter::default();
+    match args.as_slice() {
+        [] => {}
+        [word, kind] if word.eq_ignore_ascii_case(b"TYPE") => filter.kind = Some(kind_of(kind)?),
+        [word, ids @ ..] if word.eq_ignore_ascii_case(b"ID") && !ids.is_empty() => {
+            let ids = ids.iter().map(|id| number(id).filter(|id| *id > 0));
+            filter.ids = Some(ids.collect::<Option<_>>().ok_or("ERR Invalid client ID")?);
+        }
+        _ => return Err(SYNTAX.into()),
+    }
+    Ok(filter)
+}
+
+/// CLIENT KILL addr, or options; true for the first form, which answers OK or an error.
+fn kill_filter(request: &Request, own: u64) -> Result<(Filter, bool), String> {
+    if request.len() == 3 {
+        return Ok((Filter { peer: Some(Bytes::copy_from_slice(request.arg(2))), ..Filter::default() }, true));
+    }
+    if request.len() % 2 != 0 {
+        return Err(SYNTAX.into());
+    }
+    let mut filter = Filter { but: Some(own), ..Filter::default() };
+    for index in (2..request.len()).step_by(2) {
+        let (word, value) = (request.arg(index).to_ascii_uppercase(), request.arg(index + 1));
+        let text = Bytes::copy_from_slice(value);
+        match word.as_slice() {
+            b"ID" => {
+                let id = number(value).filter(|id| *id > 0);
+                filter.ids = Some(vec![id.ok_or("ERR client-id should be greater than 0")?]);
+            }
+            b"ADDR" => filter.peer = Some(text),
+            b"LADDR" => filter.local = Some(text),
+            b"TYPE" => filter.kind = Some(kind_of(value)?),
+            b"USER" => filter.user = Some(text),
+            b"SKIPME" if value.eq_ignore_ascii_case(b"YES") => filter.but = Some(own),
+            b"SKIPME" if value.eq_ignore_ascii_case(b"NO") => filter.but = None,
+            _ => return Err(SYNTAX.into()),
+        }
+    }
+    if filter.user.as_ref().is_some_and(|user| user != "default") {
+        let user = String::from_utf8_lossy(filter.user.as_deref().unwrap_or_default()).into_owned();
+        return Err(format!("ERR No such user '{user}'"));
+    }
+    Ok((filter, false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kill_is_read_in_both_forms_and_spares_the_caller_unless_told_otherwise() {
+        let (filter, is_old) = kill_filter(&Request::from_args(&["CLIENT", "KILL", "127.0.0.1:5"]), 7).unwrap();
+        assert!(is_old && filter.peer.as_deref() == Some(b"127.0.0.1:5") && filter.but.is_none());
+        let (filter, is_old) = kill_filter(&Request::from_args(&["CLIENT", "KILL", "ID", "9", "TYPE", "slave"]), 7).unwrap();
+        assert!(!is_old && filter.ids == Some(vec![9]) && filter.but == Some(7) && filter.kind.as_deref() == Some(b"replica"));
+        for wrong in [&["CLIENT", "KILL", "ID", "0"][..], &["CLIENT", "KILL", "X", "1"], &["CLIENT", "KILL", "ID", "1", "TYPE"]] {
+            assert!(kill_filter(&Request::from_args(wrong), 7).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a client says of its own connection and does to others', as with one Redis.
+
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use crate::common::{Settings, Stores, command, connect, eventually, run, try_run};
+use crate::protocol::Raw;
+
+fn text(value: Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes).expect("text"),
+        other => panic!("no text: {other:?}"),
+    }
+}
+
+#[test]
+fn clients_are_listed_by_name_and_killed_by_id_address_and_type() {
+    let proxy = Settings::of(Stores::shared()).start().ready();
+    let (mut own, mut other) = (proxy.connect(), proxy.connect());
+    run(&mut own, "CLIENT SETNAME own");
+    run(&mut other, "CLIENT SETNAME other");
+    run(&mut other, "SELECT 3");
+    let list = text(run(&mut own, "CLIENT LIST"));
+    let line = list.lines().find(|line| line.contains(" name=other ")).expect("the other is listed");
+    assert!(line.contains(" db=3 ") && line.contains(" cmd=select ") && line.contains(" flags=N "), "{line}");
+    assert!(text(run(&mut own, "CLIENT INFO")).contains(" name=own "));
+    let id = line.strip_prefix("id=").and_then(|rest| rest.split(' ').next()).expect("an id");
+    assert_eq!(text(run(&mut own, &format!("CLIENT LIST ID {id}"))).lines().count(), 1);
+    assert_eq!(run(&mut own, &format!("CLIENT KILL ID {id}")), Value::Int(1));
+    eventually("the other is closed", || try_run(&mut other, "PING").is_err());
+    eventually("nobody but the caller is left", || run(&mut own, "CLIENT KILL TYPE normal") == Value::Int(0));
+    assert!(try_run(&mut own, "CLIENT KILL 127.0.0.1:1").expect_err("nobody").to_string().contains("No such client"));
+    let mut subscriber = Raw::to(proxy.port);
+    subscriber.send(b"SUBSCRIBE c\r\n");
+    subscriber.expect(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n");
+    eventually("it is known as one", || text(run(&mut own, "CLIENT LIST TYPE pubsub")).lines().count() == 1);
+    assert_eq!(run(&mut own, "CLIENT KILL TYPE pubsub"), Value::Int(1));
+    assert_eq!(subscriber.rest(), "");
+}
+
+#[test]
+fn a_blocked_client_is_unblocked_as_if_its_time_were_over_or_with_an_error() {
+    let proxy = Settings::of(Stores::shared()).phase("70", "dual-standalone").start().ready();
+    let mut own = proxy.connect();
+    for (how, wanted) in [("TIMEOUT", "*-1\r\n"), ("ERROR", "-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n")] {
+        let mut blocked = Raw::to(proxy.port);
+        blocked.send(b"CLIENT ID\r\n");
+        let mut id = String::new();
+        while !id.ends_with("\r\n") {
+            let mut byte = [0];
+            std::io::Read::read_exact(&mut blocked.0, &mut byte).expect("an id");
+            id.push(byte[0].into());
+        }
+        blocked.send(b"BLPOP provider:70:queue 0\r\n");
+        let unblock = format!("CLIENT UNBLOCK {} {how}", id.trim().trim_start_matches(':'));
+        eventually("it is unblocked", || run(&mut own, &unblock) == Value::Int(1));
+        blocked.expect(wanted.as_bytes());
+        blocked.send(b"PING\r\n");
+        blocked.expect(b"+PONG\r\n");
+    }
+    let idle = format!("CLIENT UNBLOCK {}", match run(&mut own, "CLIENT ID") {
+        Value::Int(id) => id,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(run(&mut own, &idle), Value::Int(0));
+}
+
+#[test]
+fn a_pause_holds_up_writes_and_not_reads_until_it_ends() {
+    let proxy = Settings::of(Stores::shared()).start().ready();
+    let (mut own, port) = (proxy.connect(), proxy.port);
+    run(&mut own, "CLIENT PAUSE 10000 WRITE");
+    let began = Instant::now();
+    run(&mut own, "GET pause:a");
+    assert!(began.elapsed() < Duration::from_secs(5), "reads pass");
+    let writing = std::thread::spawn(move || run(&mut connect(port), "SET pause:a 1"));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!writing.is_finished(), "writes wait");
+    run(&mut own, "CLIENT UNPAUSE");
+    assert_eq!(writing.join().expect("written"), Value::Okay);
+    run(&mut own, "CLIENT PAUSE 100");
+    let began = Instant::now();
+    run(&mut own, "GET pause:a");
+    assert!(began.elapsed() >= Duration::from_millis(80), "it held up everything, and ended by itself");
+}
+
+#[test]
+fn muted_replies_are_those_asked_for_and_no_others() {
+    let proxy = Settings::of(Stores::shared()).phase("71", "dual-standalone").start().ready();
+    let mut client = Raw::to(proxy.port);
+    client.send(b"SET provider:71:m 1\r\nGET provider:71:m\r\nCLIENT REPLY OFF\r\nGET provider:71:m\r\nINCR provider:71:m\r\nCLIENT REPLY ON\r\n");
+    client.send(b"GET provider:71:m\r\nCLIENT REPLY SKIP\r\nGET provider:71:m\r\nECHO after\r\n");
+    client.expect(b"+OK\r\n$1\r\n1\r\n+OK\r\n$1\r\n2\r\n$5\r\nafter\r\n");
+}
+
+#[test]
+fn a_subscription_that_follows_the_end_of_the_last_one_stays() {
+    let proxy = Settings::of(Stores::shared()).start().ready();
+    let (mut client, mut publisher) = (Raw::to(proxy.port), proxy.connect());
+    client.send(b"SUBSCRIBE a\r\nUNSUBSCRIBE a\r\nSUBSCRIBE b\r\n");
+    client.expect(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*3\r\n$11\r\nunsubscribe\r\n$1\r\na\r\n:0\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:1\r\n");
+    assert_eq!(command(&["PUBLISH", "b", "x"]).query::<i64>(&mut publisher).expect("PUBLISH"), 1);
+    client.expect(b"*3\r\n$7\r\nmessage\r\n$1\r\nb\r\n$1\r\nx\r\n");
+    client.send(b"RESET\r\nGET sub:none\r\n");
+    client.expect(b"+RESET\r\n$-1\r\n");
+}
