@@ -31,7 +31,7 @@ use crate::jobs::{self, Jobs};
 use crate::metrics::Totals;
 use crate::resp::limits::Limits;
 use crate::routing::{Phase, RouteName, Table};
-use crate::session::{Clients, SessionLimits};
+use crate::session::{Clients, Scripts, SessionLimits};
 use crate::session::worker::{self, WorkerParts};
 use crate::store::link::Endpoint;
 use crate::store::{Login, SlotMap, StoresConfig, Timeouts, topology};
@@ -136,7 +136,7 @@ impl Program {
         let totals = Arc::new(Totals::default());
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
-        let clients = Arc::new(Clients::default());
+        let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
         let mut workers = Vec::new();
         for ((number, inbox), listener) in inboxes.into_iter().enumerate().zip(listeners) {
             let parts = WorkerParts {
@@ -152,6 +152,7 @@ impl Program {
                 journal: journal.clone(),
                 totals: totals.clone(),
                 clients: clients.clone(),
+                scripts: scripts.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             workers.push(thread.spawn(move || worker::run(parts, listener))?);

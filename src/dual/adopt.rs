@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::dual::message::{Message, Peers, Stage};
-use crate::dual::state::{RouteRecord, Snapshot, StateFile};
+use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Flip, RouteFacts};
-use crate::routing::{Coverage, Phase, Route, RouteName, RoutingSpec, Table};
+use crate::routing::{Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Table};
 
 /// Why a table was not adopted: one text a refused flip, each naming the route and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -103,6 +103,9 @@ impl Adopter {
         let began = Instant::now();
         let old = self.table.load_full();
         let new = Arc::new(Table::build(spec, old.version() + 1, Some(&old)));
+        if let Some(reason) = renames(&old, &new) {
+            return Err(Refused(vec![reason]));
+        }
         let flips = flip::flips(&old, &new);
         let forced = |route: &RouteName| spec.is_forced(route);
         self.wait_for_repairs(&old, &flips, forced).await?;
@@ -230,14 +233,20 @@ fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
         // Diverged keys of a mirrored route are known to this run only.
         in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt() || dual.divergence() > 0),
     });
-    Snapshot { version: table.version(), clean, routes: records.collect() }
+    let naming = Naming { cluster_keys: table.cluster_keys(), keys: table.patterns().0.iter().map(ToString::to_string).collect() };
+    Snapshot { version: table.version(), clean, routes: records.collect(), naming: Some(naming) }
 }
 
-/// The table that a state file remembers, with what was known of its dual routes. Patterns and the rest, which have no
-/// phase, are taken from `spec`.
+/// The table that a state file remembers, with what was known of its dual routes. What is not remembered, because nothing
+/// depends on it, is taken from `spec`.
 pub fn remembered(snapshot: &Snapshot, spec: &RoutingSpec) -> Table {
     let mut old = RoutingSpec { prefixes: Vec::new(), providers: Vec::new(), ranges: Vec::new(), ..spec.clone() };
     (old.new_providers, old.other_keys) = (Phase::Standalone, Phase::Standalone);
+    if let Some(naming) = &snapshot.naming {
+        old.cluster_keys = naming.cluster_keys;
+        // What could be read once can be read again; a pattern of another version is one that finds nothing.
+        old.keys = Patterns(naming.keys.iter().filter_map(|text| Pattern::parse(text).ok()).collect());
+    }
     for record in &snapshot.routes {
         match &record.route {
             RouteName::Provider(id) => old.providers.push((id.clone(), record.phase)),
@@ -263,10 +272,26 @@ pub fn first_table(snapshot: Option<&Snapshot>, spec: &RoutingSpec) -> (Table, O
     let Some(snapshot) = snapshot else { return (Table::build(spec, 1, None), None) };
     let old = remembered(snapshot, spec);
     let new = Table::build(spec, snapshot.version + 1, Some(&old));
+    if let Some(reason) = renames(&old, &new) {
+        return (old, Some(Refused(vec![reason])));
+    }
     match judge(&flip::flips(&old, &new), &old, |route| spec.is_forced(route)) {
         Ok(()) => (new, None),
         Err(refused) => (old, Some(refused)),
     }
+}
+
+/// Why a table cannot be adopted although no route flips: keys that are on the cluster would be looked for by other names.
+fn renames(old: &Table, new: &Table) -> Option<String> {
+    if old.routes().iter().all(|route| route.phase == Phase::Standalone) {
+        return None;
+    }
+    if old.cluster_keys() != new.cluster_keys() {
+        return Some("cluster_keys cannot be changed while any route has keys on the cluster, where they would be looked for by other names; put it back, or first bring every route to phase standalone".into());
+    }
+    (old.is_tagged() && old.patterns() != new.patterns()).then(|| {
+        "routing.keys cannot be changed with cluster_keys = \"tagged\" while any route has keys on the cluster: the provider that the patterns find in a key is part of its name there; put them back".into()
+    })
 }
 
 fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Result<(), Refused> {

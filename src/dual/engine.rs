@@ -14,7 +14,7 @@ use bytes::Bytes;
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::command::CommandSpec;
+use crate::command::{self, CommandSpec};
 use crate::dual::gate::{Gate, Ticket};
 use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Work};
@@ -59,6 +59,8 @@ pub enum Target {
 pub enum EngineWaiter {
     /// A request on a route without a follower.
     Direct { engine: Rc<Inner>, to: ReplyTo, ticket: Ticket },
+    /// The same, where the reply names keys as the cluster calls them.
+    Renamed { engine: Rc<Inner>, to: ReplyTo, ticket: Ticket, request: Request, spec: &'static CommandSpec },
     /// Somebody on this worker awaits the reply.
     Once(oneshot::Sender<Result<Bytes, LinkError>>),
     /// A step of a lane operation.
@@ -73,6 +75,11 @@ impl Waiter for EngineWaiter {
             Self::Direct { engine, to, ticket } => {
                 engine.sessions.leave(ticket);
                 to.port.deliver(to.seq, outcome.map_err(|error| refusal_of(&error)));
+            }
+            Self::Renamed { engine, to, ticket, request, spec } => {
+                engine.sessions.leave(ticket);
+                let outcome = outcome.map_err(|error| refusal_of(&error)).map(|reply| engine.own_reply(spec, &request, reply));
+                to.port.deliver(to.seq, outcome);
             }
             Self::Once(sender) => {
                 // Nobody waits any more when the caller was cancelled; the answer is then of no use to anyone.
@@ -208,6 +215,27 @@ impl Engine {
         self.0.opened.notified().await;
     }
 
+    /// The slot of a key on the cluster.
+    pub fn slot_of(&self, key: &[u8]) -> u16 {
+        self.0.table.borrow().slot_of(key)
+    }
+
+    /// A request as its target is to get it.
+    pub fn request_for(&self, target: &Target, spec: &CommandSpec, request: &Request) -> Bytes {
+        match target {
+            Target::Standalone { .. } => request.bytes().clone(),
+            Target::Slot(_) | Target::Node(_) => self.0.table.borrow().cluster_request(spec, request),
+        }
+    }
+
+    /// A target's reply as the application is to get it.
+    pub fn reply_from(&self, target: &Target, spec: &CommandSpec, request: &Request, frame: Bytes) -> Bytes {
+        match target {
+            Target::Standalone { .. } => frame,
+            Target::Slot(_) | Target::Node(_) => self.0.own_reply(spec, request, Reply::Whole(frame)).to_bytes(),
+        }
+    }
+
     /// Whether [`Engine::submit`] takes these keys in one piece: one key, or several that share a plan without a
     /// follower and, on the cluster, a slot.
     pub fn is_simple(&self, keys: &[&[u8]]) -> bool {
@@ -217,10 +245,10 @@ impl Engine {
             return true;
         }
         let leader = Plan::of(&table, first).leader;
-        let wanted = slot::of(first);
+        let wanted = table.slot_of(first);
         keys.iter().all(|key| {
             let plan = Plan::of(&table, key);
-            plan.follower.is_none() && plan.leader == leader && (leader == Side::Standalone || slot::of(key) == wanted)
+            plan.follower.is_none() && plan.leader == leader && (leader == Side::Standalone || table.slot_of(key) == wanted)
         })
     }
 
@@ -233,14 +261,17 @@ impl Engine {
             let waiter = EngineWaiter::Direct { engine: inner.clone(), to, ticket };
             return inner.stores.standalone(inner.db, request.bytes(), Some(protocol), waiter);
         };
-        let (route_hash, leader, follower) = {
+        let (route_hash, leader, follower, is_tagged) = {
             let table = inner.table.borrow();
             let (route, hash) = table.route_of(request.arg(first));
-            (hash, route.phase.leader(), route.phase.follower())
+            (hash, route.phase.leader(), route.phase.follower(), table.is_tagged())
         };
         let ticket = inner.sessions.enter(route_hash);
         if follower.is_some() {
             return inner.to_lane(request, spec, first, protocol, to, ticket);
+        }
+        if is_tagged && leader == Side::Cluster {
+            return inner.submit_tagged(request, spec, keys, protocol, to, ticket);
         }
         let waiter = EngineWaiter::Direct { engine: inner.clone(), to, ticket };
         match leader {
@@ -346,10 +377,52 @@ impl Inner {
         receiver.await.unwrap_or(Err(LinkError::Lost))
     }
 
-    pub(super) fn side_call(self: &Rc<Self>, side: Side, key: &[u8], request: &Bytes, protocol: Option<Protocol>, waiter: EngineWaiter) {
-        match side {
-            Side::Standalone => self.stores.standalone(self.db, request, protocol, waiter),
-            Side::Cluster => self.stores.cluster(slot::of(key), request, protocol, waiter),
+    /// Sends a request about one key, which is argument `index`, to a side.
+    pub(super) fn side_call(
+        self: &Rc<Self>,
+        side: Side,
+        (key, index): (&[u8], usize),
+        request: &Bytes,
+        protocol: Option<Protocol>,
+        waiter: EngineWaiter,
+    ) {
+        if side == Side::Standalone {
+            return self.stores.standalone(self.db, request, protocol, waiter);
+        }
+        let (slot, renamed) = {
+            let table = self.table.borrow();
+            let whole = table.is_tagged().then(|| Request::parse(request.clone())).flatten();
+            (table.slot_of(key), whole.map(|request| table.rename(&request, &[index])))
+        };
+        self.stores.cluster(slot, renamed.as_ref().unwrap_or(request), protocol, waiter);
+    }
+
+    fn submit_tagged(
+        self: &Rc<Self>,
+        request: Request,
+        spec: &'static CommandSpec,
+        keys: &[usize],
+        protocol: Protocol,
+        to: ReplyTo,
+        ticket: Ticket,
+    ) {
+        let (slot, renamed) = {
+            let table = self.table.borrow();
+            (table.slot_of(request.arg(keys[0])), table.rename(&request, keys))
+        };
+        let engine = self.clone();
+        let waiter = match command::tells_keys(spec) {
+            true => EngineWaiter::Renamed { engine, to, ticket, request, spec },
+            false => EngineWaiter::Direct { engine, to, ticket },
+        };
+        self.stores.cluster(slot, &renamed, Some(protocol), waiter);
+    }
+
+    /// A reply of the cluster with the application's names in it.
+    pub(super) fn own_reply<'r>(&self, spec: &CommandSpec, request: &Request, reply: Reply<'r>) -> Reply<'r> {
+        match self.table.borrow().own_reply(spec, request, reply.bytes()) {
+            Some(renamed) => Reply::Whole(renamed),
+            None => reply,
         }
     }
 
@@ -361,8 +434,8 @@ impl Inner {
     fn hear(self: Rc<Self>, message: Message) {
         match message {
             Message::Lane(op) => {
-                let RemoteOp { request, spec, key, protocol, worker, id } = *op;
-                self.arrive(request, spec, key, protocol, LaneReply::Remote { worker, id });
+                let RemoteOp { request, spec, first, key, protocol, worker, id } = *op;
+                self.arrive((request, spec, first), key, protocol, LaneReply::Remote { worker, id });
             }
             Message::Reply { id, outcome } => {
                 let (to, ticket) = self.remote.borrow_mut().remove(id);

@@ -40,6 +40,8 @@ pub enum Stage {
 pub struct RemoteOp {
     pub(super) request: Request,
     pub(super) spec: &'static CommandSpec,
+    /// Which argument the key is.
+    pub(super) first: usize,
     pub(super) key: Bytes,
     pub(super) protocol: Protocol,
     pub(super) worker: usize,

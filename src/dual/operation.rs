@@ -21,9 +21,8 @@ use crate::store::{LinkError, Reply};
 /// See the module.
 pub struct LaneOp {
     pub(super) key: Bytes,
-    pub(super) request: Option<Request>,
-    pub(super) form: Form,
-    pub(super) protocol: Protocol,
+    /// None for a copy, a hold or a touch.
+    pub(super) command: Option<LaneCommand>,
     pub(super) follow: bool,
     pub(super) overwrite: bool,
     pub(super) leader: Side,
@@ -37,6 +36,16 @@ pub struct LaneOp {
     pub(super) ticket: Ticket,
     /// The lane will say `Reply` for it.
     pub(super) in_lane: bool,
+}
+
+/// A client's command with one key.
+pub struct LaneCommand {
+    pub(super) request: Request,
+    pub(super) spec: &'static CommandSpec,
+    /// Which argument the key is.
+    pub(super) first: usize,
+    pub(super) form: Form,
+    pub(super) protocol: Protocol,
 }
 
 /// Who hears of the end of an operation.
@@ -63,40 +72,33 @@ impl Inner {
         let owner = self.peers.lane_of(&key);
         if owner == self.worker {
             self.sessions.leave(ticket);
-            return self.arrive(request, spec, key, protocol, LaneReply::Local(to));
+            return self.arrive((request, spec, first), key, protocol, LaneReply::Local(to));
         }
         let id = self.remote.borrow_mut().insert((to, ticket));
-        let op = RemoteOp { request, spec, key, protocol, worker: self.worker, id };
+        let op = RemoteOp { request, spec, first, key, protocol, worker: self.worker, id };
         self.peers.send(owner, Message::Lane(Box::new(op)));
     }
 
-    /// A command arrives in the lane of its key.
+    /// A command, whose key is the argument of that number, arrives in the key's lane.
     pub(super) fn arrive(
         self: &Rc<Self>,
-        request: Request,
-        spec: &'static CommandSpec,
+        (request, spec, first): (Request, &'static CommandSpec, usize),
         key: Bytes,
         protocol: Protocol,
         to: LaneReply,
     ) {
         let outline = effect::outline(spec, &request);
-        self.enter_lane(key, Some((request, outline.form, protocol)), outline.work, to);
+        self.enter_lane(key, Some(LaneCommand { request, spec, first, form: outline.form, protocol }), outline.work, to);
     }
 
-    pub(super) fn enter_lane(self: &Rc<Self>, key: Bytes, command: Option<(Request, Form, Protocol)>, work: Work, to: LaneReply) {
+    pub(super) fn enter_lane(self: &Rc<Self>, key: Bytes, command: Option<LaneCommand>, work: Work, to: LaneReply) {
         let plan = Plan::of(&self.table.borrow(), &key);
         let mode = Mode::of(&plan);
         let generation = plan.generation();
         let ticket = self.lanes.enter(plan.route_hash);
-        let (request, form, protocol) = match command {
-            Some((request, form, protocol)) => (Some(request), form, protocol),
-            None => (None, Form::Same, Protocol::Resp2),
-        };
         let op = self.ops.borrow_mut().insert(LaneOp {
             key: key.clone(),
-            request,
-            form,
-            protocol,
+            command,
             follow: false,
             overwrite: work == Work::Overwrite,
             leader: plan.leader,
@@ -141,18 +143,19 @@ impl Inner {
     }
 
     pub(super) fn lead(self: &Rc<Self>, op: usize, follow: bool) {
-        let (leader, key, bytes, protocol, expiry) = {
+        let (leader, key, first, bytes, protocol, expiry) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
             entry.follow = follow;
-            entry.awaits_expiry = follow && entry.form.asks_expiry();
-            let Some(request) = &entry.request else { return };
-            (entry.leader, entry.key.clone(), request.bytes().clone(), entry.protocol, entry.awaits_expiry)
+            let Some(command) = &entry.command else { return };
+            entry.awaits_expiry = follow && command.form.asks_expiry();
+            let bytes = command.request.bytes().clone();
+            (entry.leader, entry.key.clone(), command.first, bytes, command.protocol, entry.awaits_expiry)
         };
-        self.side_call(leader, &key, &bytes, Some(protocol), EngineWaiter::Led { engine: self.clone(), op });
+        self.side_call(leader, (&key, first), &bytes, Some(protocol), EngineWaiter::Led { engine: self.clone(), op });
         if expiry {
             let ask = effect::command(&[b"PEXPIRETIME", &key]);
-            self.side_call(leader, &key, &ask, None, EngineWaiter::Expiry { engine: self.clone(), op });
+            self.side_call(leader, (&key, 1), &ask, None, EngineWaiter::Expiry { engine: self.clone(), op });
         }
     }
 
@@ -160,6 +163,10 @@ impl Inner {
         let waits = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
+            let outcome = outcome.map(|reply| match &entry.command {
+                Some(command) if entry.leader == Side::Cluster => self.own_reply(command.spec, &command.request, reply),
+                _ => reply,
+            });
             if !entry.holds_reply {
                 let to = std::mem::replace(&mut entry.to, LaneReply::Nobody);
                 let answer = match &outcome {
@@ -219,8 +226,8 @@ impl Inner {
     }
 
     pub(super) fn effect_of(&self, entry: &LaneOp, reply: &[u8]) -> Option<Bytes> {
-        let request = entry.request.as_ref()?;
-        effect::effect(request, entry.form, &entry.key, reply, entry.expiry)
+        let command = entry.command.as_ref()?;
+        effect::effect(&command.request, command.form, &entry.key, reply, entry.expiry)
     }
 
     pub(super) fn follow(self: &Rc<Self>, op: usize) {
@@ -231,18 +238,20 @@ impl Inner {
                 Some(Ok(reply)) => reply.clone(),
                 _ => Bytes::new(),
             };
-            let Some(bytes) = self.effect_of(entry, &reply) else { return };
-            (entry.leader.other(), entry.key.clone(), bytes, entry.protocol)
+            let (Some(bytes), Some(command)) = (self.effect_of(entry, &reply), &entry.command) else { return };
+            // Whatever is not the request itself has its key in the first place.
+            let first = if command.form == Form::Same { command.first } else { 1 };
+            (entry.leader.other(), (entry.key.clone(), first), bytes, command.protocol)
         };
         let waiter = EngineWaiter::Followed { engine: self.clone(), op };
-        self.side_call(side, &key, &bytes, Some(protocol), waiter);
+        self.side_call(side, (&key.0, key.1), &bytes, Some(protocol), waiter);
     }
 
     pub(super) fn followed(self: &Rc<Self>, op: usize, outcome: Result<Reply<'_>, LinkError>) {
         let (key, outcome, whole, generation, in_lane) = {
             let ops = self.ops.borrow();
             let entry = &ops[op];
-            let same = entry.form == Form::Same;
+            let same = entry.command.as_ref().is_some_and(|command| command.form == Form::Same);
             let outcome = match (&outcome, &entry.led) {
                 (Ok(reply), _) if reply::is_error(reply.bytes()) => Outcome::Refused,
                 (Ok(reply), Some(Ok(led))) if same && !effect::agrees(led, reply.bytes()) => Outcome::Doubt,
@@ -315,9 +324,7 @@ impl Inner {
         let to = done.map_or(LaneReply::Nobody, LaneReply::Done);
         let op = self.ops.borrow_mut().insert(LaneOp {
             key: key.clone(),
-            request: None,
-            form: Form::Same,
-            protocol: Protocol::Resp2,
+            command: None,
             follow: false,
             overwrite: false,
             leader: plan.leader,

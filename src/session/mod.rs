@@ -9,10 +9,12 @@ mod keyspace;
 mod local;
 mod pubsub;
 mod replies;
+mod scripts;
 mod session;
 mod split;
 mod transaction;
 pub mod worker;
 
 pub use clients::Clients;
+pub use scripts::Scripts;
 pub use session::SessionLimits;

@@ -20,6 +20,7 @@ use crate::resp::request::Request;
 use crate::resp::scan::{RequestScanner, split_inline};
 use crate::session::clients::{Client, Clients, Wish};
 use crate::session::replies::Replies;
+use crate::session::scripts::Scripts;
 use crate::session::transaction::Transaction;
 use crate::store::Reply;
 use crate::store::link::Dirty;
@@ -43,6 +44,7 @@ pub struct Shared {
     pub limits: SessionLimits,
     pub dirty: Rc<Dirty<Replies>>,
     pub clients: Arc<Clients>,
+    pub scripts: Arc<Scripts>,
     /// All sessions read into this, so that memory is held only by bytes that wait for something.
     pub arena: RefCell<BytesMut>,
 }

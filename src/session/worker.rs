@@ -17,6 +17,7 @@ use crate::dual::{Engine, EngineParts, Load, Message, Peers};
 use crate::metrics::Totals;
 use crate::routing::Table;
 use crate::session::clients::Clients;
+use crate::session::scripts::Scripts;
 use crate::session::session::{Session, SessionLimits, Shared};
 use crate::store::link::Dirty;
 use crate::store::{Stores, StoresConfig};
@@ -39,6 +40,7 @@ pub struct WorkerParts {
     pub journal: Arc<crate::dual::journal::Journal>,
     pub totals: Arc<Totals>,
     pub clients: Arc<Clients>,
+    pub scripts: Arc<Scripts>,
 }
 
 /// Binds the shared port once, so that a port that is taken is told before anything starts.
@@ -78,6 +80,7 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
         limits: parts.limits,
         dirty: dirty.clone(),
         clients: parts.clients.clone(),
+        scripts: parts.scripts,
         arena: RefCell::new(BytesMut::new()),
     });
     let flusher = tokio::task::spawn_local(async move {

@@ -122,7 +122,8 @@ fn config_files_are_judged_with_line_caret_and_help() {
         assert_eq!(told, wanted, "{}", path.display());
     }
     for path in files("good") {
-        let told = String::from_utf8_lossy(&check(&path).stderr).into_owned();
-        assert!(told.contains("admin side does not answer"), "{}: {told}", path.display());
+        // Whether a proxy happens to run at its addresses or not: the file itself is usable.
+        let out = check(&path);
+        assert_ne!(out.status.code(), Some(2), "{}: {}", path.display(), String::from_utf8_lossy(&out.stderr));
     }
 }

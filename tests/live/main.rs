@@ -10,3 +10,4 @@ mod keyspace;
 mod model;
 mod moves;
 mod protocol;
+mod tagged;
