@@ -10,6 +10,8 @@ use crate::resp::write;
 use crate::session::replies::Mute;
 use crate::session::session::{Flow, Session};
 
+/// What the proxy needs of its stores, and says it is while it has not reached the standalone yet.
+const VERSION_LEAST: &str = "7.0.0";
 /// Redis has 16 by default; a number beyond what the standalone has is refused by its own SELECT.
 pub(super) const DATABASES: u32 = 16;
 
@@ -129,8 +131,9 @@ impl Session {
         }
         self.set_protocol(protocol);
         write::map(out, protocol, 7);
-        let pairs: [(&str, &str); 2] = [("server", "redis"), ("version", "7.0.15")];
-        for (name, value) in pairs {
+        let version = self.shared.engine.stores().version();
+        let version = if version.is_empty() { VERSION_LEAST } else { &version };
+        for (name, value) in [("server", "redis"), ("version", version)] {
             write::bulk(out, name.as_bytes());
             write::bulk(out, value.as_bytes());
         }

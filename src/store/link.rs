@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::resp::reply::{self, Protocol};
 use crate::resp::scan::ReplyScanner;
-use crate::store::private_link::greet;
+use crate::store::private_link::{Greeting, greet};
 use crate::store::{LinkError, Login, Reply, Timeouts};
 
 /// Requests and replies of this size and more are passed on without a copy; a copy of less costs under 1 µs.
@@ -186,7 +186,8 @@ pub struct Link<P> {
     /// Told when the socket takes bytes again, or when the link is to be closed.
     writable: Notify,
     close: Notify,
-    server_id: Cell<i64>,
+    /// Of the connection that is up, or was last.
+    greeting: RefCell<Greeting>,
     answered: Cell<u64>,
     requests: Cell<u64>,
 }
@@ -211,7 +212,7 @@ impl<P: Pending> Link<P> {
             ended: Cell::new(false),
             writable: Notify::new(),
             close: Notify::new(),
-            server_id: Cell::new(0),
+            greeting: RefCell::new(Greeting::default()),
             answered: Cell::new(0),
             requests: Cell::new(0),
         });
@@ -222,6 +223,11 @@ impl<P: Pending> Link<P> {
     /// The host part of the node's address.
     pub fn host(&self) -> &str {
         self.endpoint.address.rsplit_once(':').map_or(&self.endpoint.address, |(host, _)| host)
+    }
+
+    /// The node's version; empty before the first connection.
+    pub fn version(&self) -> String {
+        self.greeting.borrow().version.clone()
     }
 
     /// Whether the node answers.
@@ -337,8 +343,8 @@ impl<P: Pending> Link<P> {
         let stream = TcpStream::connect(&*self.endpoint.address).await.map_err(|error| error.to_string())?;
         let _ = stream.set_nodelay(true);
         let mut stream = stream;
-        let id = greet(&mut stream, &self.endpoint, Protocol::Resp2, self.server_id.get()).await?;
-        self.server_id.set(id);
+        let predecessor = self.greeting.borrow().id;
+        *self.greeting.borrow_mut() = greet(&mut stream, &self.endpoint, Protocol::Resp2, predecessor).await?;
         self.protocol.set(Protocol::Resp2);
         Ok(stream)
     }

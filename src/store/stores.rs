@@ -134,6 +134,11 @@ impl<W: Waiter> Stores<W> {
         Some(Endpoint { address, ..self.0.config.cluster.first()?.clone() })
     }
 
+    /// The standalone's version; empty before the first connection to it.
+    pub fn version(&self) -> String {
+        self.0.main.version()
+    }
+
     /// Whether the store answers: for the cluster, whether its layout is known and every primary has a link or was never
     /// needed.
     pub fn is_up(&self, side: StoreSide) -> bool {
