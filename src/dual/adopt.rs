@@ -9,10 +9,11 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::dual::channels::PUBLISHED;
 use crate::dual::message::{Message, Peers, Stage};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Flip, RouteFacts};
-use crate::routing::{Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Table};
+use crate::routing::{Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
 
 /// Why a table was not adopted: one text a refused flip, each naming the route and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -109,11 +110,20 @@ impl Adopter {
         let flips = flip::flips(&old, &new);
         let forced = |route: &RouteName| spec.is_forced(route);
         self.wait_for_repairs(&old, &flips, forced).await?;
-        if !flips.is_empty() {
-            let closed = self.drain(&old, &flips).await;
+        let (channels_before, channels) = (old.pubsub().leader(), new.pubsub().leader());
+        let turns = channels != channels_before;
+        if !flips.is_empty() || turns {
+            let mut closed = self.drain(&old, &flips, turns).await;
+            if turns && closed.is_ok() {
+                closed = self.turn(channels).await;
+            }
             // Effects that failed during the drain count too.
             let judged = closed.and_then(|()| judge(&flips, &old, forced));
             if let Err(refused) = judged {
+                if turns {
+                    // Whoever went over comes back; nothing was published there.
+                    let _ = self.turn(channels_before).await;
+                }
                 self.install(&old);
                 return Err(refused);
             }
@@ -126,6 +136,9 @@ impl Adopter {
         // The workers first: whoever reads the table here and sends a copy is heard after they have it too.
         self.install(&new);
         self.table.store(new.clone());
+        if turns {
+            tracing::info!(from = %channels_before, to = %channels, version = new.version(), "channels flipped");
+        }
         Ok(Adopted { version: new.version(), flips, took: began.elapsed() })
     }
 
@@ -148,8 +161,9 @@ impl Adopter {
     }
 
     /// Closes the flipping routes on every worker and waits until nothing of them is in flight.
-    async fn drain(&self, old: &Table, flips: &[Flip]) -> Result<(), Refused> {
+    async fn drain(&self, old: &Table, flips: &[Flip], turns: bool) -> Result<(), Refused> {
         let mut routes: Vec<u64> = flips.iter().map(|flip| flip.route.route_hash()).collect();
+        routes.extend(turns.then_some(PUBLISHED));
         let is_many = |route: &RouteName| !matches!(route, RouteName::Provider(_) | RouteName::Prefix(_));
         // A line that covers many providers closes all that the old table sent there.
         routes.extend(flips.iter().filter_map(|flip| old.find(&flip.route)).map(|route| route.hash));
@@ -170,6 +184,26 @@ impl Adopter {
                         self.flip_timeout
                     )]));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has every subscriber on a side.
+    async fn turn(&self, side: Side) -> Result<(), Refused> {
+        let ask = |worker: usize| {
+            let (done, wait) = oneshot::channel();
+            self.peers.send(worker, Message::Turn { side, done });
+            wait
+        };
+        let waits: Vec<_> = (0..self.peers.0.len()).map(ask).collect();
+        let deadline = tokio::time::Instant::now() + self.flip_timeout;
+        for wait in waits {
+            if !matches!(tokio::time::timeout_at(deadline, wait).await, Ok(Ok(()))) {
+                return Err(Refused(vec![format!(
+                    "pubsub cannot go to the {side}: not every subscriber could subscribe there within flip_timeout ({:?}); see that it answers, then save proxy.toml again",
+                    self.flip_timeout
+                )]));
             }
         }
         Ok(())

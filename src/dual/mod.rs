@@ -1,6 +1,7 @@
 //! The dual-write engine: what keeps data right while it moves. `engine` is the front door; `lane` and `gate` are pure.
 
 pub mod adopt;
+mod channels;
 mod copy;
 pub mod effect;
 mod engine;
@@ -12,6 +13,7 @@ mod message;
 mod operation;
 pub mod state;
 
+pub use channels::Seat;
 pub use engine::{Engine, EngineParts, EngineWaiter, Load, ReplyPort, ReplyTo, Target, refusal_of};
 pub use guard::Guard;
 pub use message::{Message, Peers};

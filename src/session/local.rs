@@ -51,7 +51,7 @@ impl Session {
     pub(super) fn reset(&mut self) {
         self.reset_transaction();
         self.replies.mute(Mute::No);
-        self.subscriptions = None;
+        self.subscriber = None;
         self.set_protocol(Protocol::Resp2);
         self.set_db(0);
         self.client.rename(|names| names.name = Bytes::new());

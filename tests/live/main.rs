@@ -3,6 +3,7 @@
 mod common;
 
 mod bad_input;
+mod channels;
 mod commands;
 mod connection;
 mod faults;
