@@ -70,8 +70,11 @@ fn all_of(sources: &[Source], check: impl Fn(&Source) -> Vec<Finding>) -> Vec<Fi
 
 #[track_caller]
 fn assert_kept(findings: Vec<Finding>) {
-    let broken: Vec<String> =
-        findings.iter().filter(|finding| !EXCEPTIONS.iter().any(|exception| exception.covers(finding))).map(ToString::to_string).collect();
+    let broken: Vec<String> = findings
+        .iter()
+        .filter(|finding| !EXCEPTIONS.iter().any(|exception| exception.covers(finding)))
+        .map(ToString::to_string)
+        .collect();
     assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
 }
 
@@ -121,6 +124,10 @@ fn the_lists_of_this_test_name_what_exists() {
     let findings: Vec<Finding> = checks.iter().flat_map(|check| all_of(&sources, check)).collect();
     for exception in EXCEPTIONS {
         let is_used = findings.iter().any(|finding| exception.covers(finding));
-        assert!(is_used, "the exception for `{}` in {} is not needed any more ({})", exception.subject, exception.file, exception.why);
+        assert!(
+            is_used,
+            "the exception for `{}` in {} is not needed any more ({})",
+            exception.subject, exception.file, exception.why
+        );
     }
 }

@@ -25,7 +25,8 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// imports no room.
 pub fn check(source: &Source) -> Vec<Finding> {
     let Some(inside) = source.file.strip_prefix("src/") else { return Vec::new() };
-    let modules: Vec<&str> = inside.trim_end_matches(".rs").split('/').filter(|name| !matches!(*name, "mod" | "lib")).collect();
+    let modules: Vec<&str> =
+        inside.trim_end_matches(".rs").split('/').filter(|name| !matches!(*name, "mod" | "lib")).collect();
     let own = modules.first().copied().unwrap_or("lib");
     let room = ROOMS.iter().find(|(name, _)| *name == own);
     if room.is_none() && inside.contains('/') {
@@ -40,7 +41,8 @@ pub fn check(source: &Source) -> Vec<Finding> {
             continue;
         }
         let may = if allowed.is_empty() { "no room".into() } else { allowed.join(", ") };
-        let message = format!("`{}`: `{own}` may not import `{other}`; it may import {may}, and the leaves", named.text());
+        let message =
+            format!("`{}`: `{own}` may not import `{other}`; it may import {may}, and the leaves", named.text());
         findings.push(Finding::new(RULE, source, named.line, other, message));
     }
     findings
@@ -80,6 +82,8 @@ fn a_leaf_imports_no_room_and_an_unknown_room_is_named() {
 
 #[test]
 fn what_stands_below_is_allowed_and_tests_may_import_anything() {
-    assert!(broken("src/dual/lane.rs", "use super::gate::Gate;\nuse crate::{routing::Plan, slot, metrics};").is_empty());
+    assert!(
+        broken("src/dual/lane.rs", "use super::gate::Gate;\nuse crate::{routing::Plan, slot, metrics};").is_empty()
+    );
     assert!(broken("src/resp/scan.rs", "#[cfg(test)]\nmod tests { use crate::session::X; }").is_empty());
 }

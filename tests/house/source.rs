@@ -46,7 +46,11 @@ impl Source {
                 if path.is_dir() {
                     open.push(path);
                 } else if path.extension().is_some_and(|extension| extension == "rs") {
-                    let file = path.strip_prefix(top).expect("it was found below the top").to_string_lossy().replace('\\', "/");
+                    let file = path
+                        .strip_prefix(top)
+                        .expect("it was found below the top")
+                        .to_string_lossy()
+                        .replace('\\', "/");
                     let text = std::fs::read_to_string(&path).expect("a source file can be read");
                     found.push(Self { file, text });
                 }
@@ -275,7 +279,10 @@ fn every_leaf_of_an_import_and_every_inline_path_is_seen_with_its_line() {
 
 #[test]
 fn macros_are_seen_and_what_only_looks_like_one_is_not() {
-    assert_eq!(texts("fn f() { println!(\"{}\", a != b); std::dbg!(x); }"), [(1, "println!".into()), (1, "std::dbg!".into())]);
+    assert_eq!(
+        texts("fn f() { println!(\"{}\", a != b); std::dbg!(x); }"),
+        [(1, "println!".into()), (1, "std::dbg!".into())]
+    );
 }
 
 #[test]
