@@ -4,7 +4,7 @@
 //! (adoption of new tables, jobs, the admin server, the cluster's layout).
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -72,10 +72,13 @@ fn lock(directory: &Path) -> anyhow::Result<File> {
     std::fs::create_dir_all(directory).with_context(|| format!("create state directory {}", directory.display()))?;
     let path = directory.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    file.try_lock().map_err(|_| {
-        anyhow::anyhow!("another cutover runs with the state directory {}; stop it, or give this one a [state] directory of its own", directory.display())
-    })?;
-    Ok(file)
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            anyhow::bail!("another cutover runs with the state directory {}; stop it, or give this one a [state] directory of its own", directory.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
 }
 
 type LevelHandle = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
