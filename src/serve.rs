@@ -34,7 +34,7 @@ use crate::routing::{Phase, RouteName, Table};
 use crate::session::{Clients, Scripts, SessionLimits};
 use crate::session::worker::{self, WorkerParts};
 use crate::store::link::Endpoint;
-use crate::store::{Login, SlotMap, StoresConfig, Timeouts, topology};
+use crate::store::{Login, Loss, SlotMap, StoresConfig, Timeouts, topology};
 
 /// Runs the proxy until SIGTERM or SIGINT, and drains it. `path` is watched for changes.
 pub fn run(config: &Config, path: &Path) -> anyhow::Result<()> {
@@ -113,6 +113,7 @@ struct Program {
     jobs: Arc<Jobs>,
     peers: Peers,
     workers: Vec<JoinHandle<std::io::Result<bool>>>,
+    loss: Arc<Loss>,
     config: Config,
 }
 
@@ -126,11 +127,13 @@ impl Program {
         let peers = Peers(Arc::new(senders));
         let slot_map = Arc::new(ArcSwap::from_pointee(SlotMap::default()));
         let refresh = Arc::new(Notify::new());
+        let loss = Arc::new(Loss::default());
         let stores = StoresConfig {
             standalone: standalone(config),
             cluster: seeds(config),
             slot_map: slot_map.clone(),
             refresh: refresh.clone(),
+            loss: loss.clone(),
             queue_bytes_max: config.cluster.as_ref().map_or(0, |store| store.queue_bytes).max(config.standalone.queue_bytes),
         };
         let listeners = listeners(config.listen.address, count)?;
@@ -160,7 +163,7 @@ impl Program {
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             workers.push(thread.spawn(move || worker::run(parts, listener))?);
         }
-        let adopter = Arc::new(Adopter::new(table, peers.clone(), state, config.flip_timeout));
+        let adopter = Arc::new(Adopter::new(table, peers.clone(), state, config.flip_timeout, loss.clone()));
         let context = jobs::Context {
             adopter: adopter.clone(),
             peers: peers.clone(),
@@ -171,7 +174,7 @@ impl Program {
         };
         let jobs = Jobs::new(context);
         if !stores.cluster.is_empty() {
-            tokio::spawn(topology::keep_fresh(stores.cluster, slot_map, refresh));
+            tokio::spawn(topology::keep_fresh(stores.cluster, slot_map, refresh, loss.clone()));
         }
         let parts = admin::Parts {
             adopter: adopter.clone(),
@@ -182,7 +185,7 @@ impl Program {
             started: Instant::now(),
         };
         tokio::spawn(admin::serve(admin_listener, parts));
-        Ok(Self { adopter, jobs, peers, workers, config: config.clone() })
+        Ok(Self { adopter, jobs, peers, workers, loss, config: config.clone() })
     }
 
     /// What an earlier run left open.
@@ -193,10 +196,13 @@ impl Program {
         for key in diverged {
             self.peers.send(self.peers.lane_of(&key), Message::Recover { key });
         }
-        self.backfill(|table| {
-            let doubtful = table.routes().iter().filter(|route| route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt()));
-            doubtful.map(|route| route.name.clone()).collect()
-        });
+        self.backfill(doubtful);
+    }
+
+    /// A store may have lost what it acknowledged: every dual route is walked again.
+    fn doubt(&self) {
+        self.adopter.note_loss();
+        self.backfill(doubtful);
     }
 
     fn backfill(&self, of: impl Fn(&Table) -> Vec<RouteName>) {
@@ -223,6 +229,7 @@ impl Program {
         loop {
             tokio::select! {
                 Some(()) = changes.recv() => self.reload(path, &level).await,
+                () = self.loss.told() => self.doubt(),
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
@@ -274,6 +281,12 @@ impl Program {
         }
         Ok(())
     }
+}
+
+/// The dual routes of which any key may differ.
+fn doubtful(table: &Table) -> Vec<RouteName> {
+    let doubtful = table.routes().iter().filter(|route| route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt()));
+    doubtful.map(|route| route.name.clone()).collect()
 }
 
 /// Settings that a running proxy cannot change.

@@ -14,6 +14,7 @@ use crate::dual::message::{Message, Peers, Stage};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Flip, RouteFacts};
 use crate::routing::{Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
+use crate::store::Loss;
 
 /// Why a table was not adopted: one text a refused flip, each naming the route and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -43,6 +44,7 @@ pub struct Adopter {
     /// Guards the adoption as a whole: a second one waits. Held across the drain, by nobody on the byte path.
     turn: tokio::sync::Mutex<()>,
     flip_timeout: Duration,
+    loss: Arc<Loss>,
     refused: Mutex<Option<String>>,
     /// CRC-32 of the newest file that was adopted or refused, so that whoever wrote it can tell.
     considered: AtomicU32,
@@ -50,13 +52,14 @@ pub struct Adopter {
 
 impl Adopter {
     /// `table` is the one that the workers were started with.
-    pub fn new(table: Arc<ArcSwap<Table>>, peers: Peers, state: StateFile, flip_timeout: Duration) -> Self {
+    pub fn new(table: Arc<ArcSwap<Table>>, peers: Peers, state: StateFile, flip_timeout: Duration, loss: Arc<Loss>) -> Self {
         Self {
             table,
             peers,
             state: Mutex::new(state),
             turn: tokio::sync::Mutex::new(()),
             flip_timeout,
+            loss,
             refused: Mutex::new(None),
             considered: AtomicU32::new(0),
         }
@@ -102,6 +105,7 @@ impl Adopter {
     async fn adopt(&self, spec: &RoutingSpec) -> Result<Adopted, Refused> {
         let _turn = self.turn.lock().await;
         let began = Instant::now();
+        self.note_loss();
         let old = self.table.load_full();
         let new = Arc::new(Table::build(spec, old.version() + 1, Some(&old)));
         if let Some(reason) = renames(&old, &new) {
@@ -117,7 +121,8 @@ impl Adopter {
             if turns && closed.is_ok() {
                 closed = self.turn(channels).await;
             }
-            // Effects that failed during the drain count too.
+            // Effects that failed during the drain count too, and what a store may have lost meanwhile.
+            self.note_loss();
             let judged = closed.and_then(|()| judge(&flips, &old, forced));
             if let Err(refused) = judged {
                 if turns {
@@ -225,6 +230,22 @@ impl Adopter {
             if flip.from == Phase::Standalone && state.has_stale_cluster_keys(&flip.route) {
                 tracing::warn!(route = %flip.route, "the cluster may hold old keys of this route; it is in doubt until `cutover backfill` has gone through it");
                 dual.set_in_doubt(true);
+            }
+        }
+    }
+
+    /// Puts every dual route in doubt if a store may have lost something since this was asked last.
+    pub fn note_loss(&self) {
+        if !self.loss.take() {
+            return;
+        }
+        let table = self.table.load_full();
+        let dual: Vec<&Route> = table.routes().iter().filter(|route| route.dual.is_some()).collect();
+        dual.iter().filter_map(|route| route.dual.as_ref()).for_each(|dual| dual.set_in_doubt(true));
+        if !dual.is_empty() {
+            tracing::warn!(routes = dual.len(), "every dual route is in doubt until a backfill has gone through it, which begins now");
+            if let Err(error) = self.save(&table, false) {
+                tracing::error!(%error, "write state file: the doubt is remembered by this run only; an unclean end puts the routes in doubt all the same");
             }
         }
     }

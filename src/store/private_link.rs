@@ -124,18 +124,7 @@ pub(super) async fn greet(
     let mut buffer = BytesMut::new();
     let mut greeting = None;
     for command in expected {
-        let mut scanner = ReplyScanner::default();
-        let length = loop {
-            match scanner.scan(&buffer).map_err(|error| error.to_string())? {
-                Some(length) => break length,
-                None => match stream.read_buf(&mut buffer).await {
-                    Ok(0) => return Err("closed by the node".into()),
-                    Ok(_) => {}
-                    Err(error) => return Err(error.to_string()),
-                },
-            }
-        };
-        let frame = buffer.split_to(length);
+        let frame = next_frame(stream, &mut buffer).await?;
         // A predecessor that is gone already is what was wanted.
         if reply::is_error(&frame) && command != "CLIENT KILL" {
             return Err(format!("{command}: {}", String::from_utf8_lossy(reply::error_text(&frame))));
@@ -145,6 +134,32 @@ pub(super) async fn greet(
         }
     }
     greeting.ok_or_else(|| "HELLO was answered in an unknown form; Redis 7.0 or newer is needed".into())
+}
+
+/// The server process that a connection reached: its `run_id`, which a restart changes.
+pub(super) async fn run_id(stream: &mut TcpStream) -> Result<String, String> {
+    let mut ask = BytesMut::new();
+    write::command(&mut ask, &[b"INFO", b"server"]);
+    stream.write_all(&ask).await.map_err(|error| error.to_string())?;
+    let frame = next_frame(stream, &mut BytesMut::new()).await?;
+    let text = String::from_utf8_lossy(reply::bulk(&frame).unwrap_or_default()).into_owned();
+    let found = text.lines().find_map(|line| line.strip_prefix("run_id:"));
+    // A login that may not ask for it is served without: then a restart is not noticed.
+    Ok(found.unwrap_or_default().trim().to_string())
+}
+
+async fn next_frame(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<BytesMut, String> {
+    let mut scanner = ReplyScanner::default();
+    loop {
+        if let Some(length) = scanner.scan(buffer).map_err(|error| error.to_string())? {
+            return Ok(buffer.split_to(length));
+        }
+        match stream.read_buf(buffer).await {
+            Ok(0) => return Err("closed by the node".into()),
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
 }
 
 #[cfg(test)]
