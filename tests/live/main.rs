@@ -6,6 +6,7 @@ mod bad_input;
 mod channels;
 mod commands;
 mod connection;
+mod differential;
 mod faults;
 mod keyspace;
 mod model;
