@@ -122,7 +122,8 @@ def summary(tally, moves):
     for kind in ERRORS:
         print(f"{kind:>14}  {tally.counts[kind]}")
     for name, took in (("pages", milliseconds(tally.requests)), ("pulse", milliseconds(tally.pulses))):
-        print(f"{name:>14}  p50 {took[len(took) // 2]:.1f} ms   p99 {took[len(took) * 99 // 100]:.1f} ms   longest {took[-1]:.1f} ms")
+        p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
+        print(f"{name:>14}  p50 {p50:.1f} ms   p99 {p99:.1f} ms   longest {took[-1]:.1f} ms")
     print(f"\nthe longest answer while a phase changed, of provider {PROVIDER}'s pulse and of all pages:")
     for command, *window in moves:
         pulse, page = milliseconds(tally.pulses, *window)[-1], milliseconds(tally.requests, *window)[-1]
