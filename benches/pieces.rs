@@ -255,7 +255,7 @@ fn lane(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Steps of tens of nanoseconds are known well after a second; the whole file takes under a minute.
+/// Steps of tens of nanoseconds are known well after a second; the whole file takes about one minute.
 fn short() -> Criterion {
     Criterion::default()
         .warm_up_time(Duration::from_millis(300))
