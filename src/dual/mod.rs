@@ -10,7 +10,9 @@ pub mod journal;
 pub mod lane;
 mod message;
 mod operation;
+mod probe;
 pub mod state;
+pub mod traffic;
 
 pub use engine::{Engine, EngineParts, EngineWaiter, Load, ReplyPort, ReplyTo, Target, refusal_of};
 pub use guard::Guard;

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::dual::ReplyPort;
 use crate::resp::refusal::Refusal;
+use crate::session::refused;
 use crate::store::Reply;
 use crate::store::link::{Dirty, OutBuffer};
 
@@ -183,6 +184,7 @@ impl ReplyPort for Replies {
         let reply = match outcome {
             Ok(reply) => reply,
             Err(refusal) => {
+                refused::count(&refusal);
                 refusal.write(&mut text);
                 Reply::Small(&text)
             }
