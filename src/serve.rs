@@ -26,6 +26,7 @@ use crate::config::{self, Config, StoreUrl};
 use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
 use crate::dual::state::StateFile;
+use crate::dual::traffic::TrafficBook;
 use crate::dual::{Message, Peers};
 use crate::jobs::{self, Jobs};
 use crate::metrics::Totals;
@@ -139,7 +140,7 @@ impl Program {
         let listeners = listeners(config.listen.address, count)?;
         let admin_listener = std::net::TcpListener::bind(config.admin.address)
             .with_context(|| format!("listen on the admin address {}", config.admin.address))?;
-        let totals = Arc::new(Totals::default());
+        let (totals, traffic) = (Arc::new(Totals::default()), Arc::new(TrafficBook::default()));
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
         let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
@@ -157,6 +158,7 @@ impl Program {
                 inbox,
                 journal: journal.clone(),
                 totals: totals.clone(),
+                traffic: traffic.clone(),
                 clients: clients.clone(),
                 scripts: scripts.clone(),
             };
@@ -171,6 +173,7 @@ impl Program {
             seeds: stores.cluster.clone(),
             slot_map: slot_map.clone(),
             refresh: refresh.clone(),
+            copied: jobs::Copied::default(),
         };
         let jobs = Jobs::new(context);
         if !stores.cluster.is_empty() {
@@ -180,6 +183,7 @@ impl Program {
             adopter: adopter.clone(),
             jobs: jobs.clone(),
             totals,
+            traffic,
             token: config.admin.token.clone(),
             config_path: path.to_path_buf(),
             started: Instant::now(),

@@ -1,6 +1,7 @@
 //! From a newly read table to the adopted one: judge, close, drain in the sessions and then in the lanes, judge again,
 //! install, open. Runs on the control thread, one adoption at a time. A table that is refused changes nothing.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -255,21 +256,26 @@ impl Adopter {
         self.state.lock().save(&snapshot_of(table, clean))
     }
 
-    /// Notes what a whole walk has found out about a route. It is on disk before it counts: were it the other way round,
-    /// a crash could bring back the mode in which keys are fetched from a follower that has missed deletions since.
-    pub fn set_knowledge(&self, route: &RouteName, coverage: Coverage, doubt: Doubt) -> std::io::Result<()> {
+/// Notes what a whole walk has found out about routes. It is on disk before it counts: were it the other way round,
+    /// a crash could bring back the mode in which keys are fetched from a follower that has missed deletions since. One
+    /// writing for all of them, because a walk over a thousand providers would else sync a thousand files.
+    pub fn set_knowledge(&self, routes: &[RouteName], coverage: Coverage, doubt: Doubt) -> std::io::Result<()> {
         let table = self.table.load_full();
-        let Some(found) = table.find(route) else { return Ok(()) };
-        let Some(dual) = &found.dual else { return Ok(()) };
+        let found: Vec<&Route> = routes.iter().filter_map(|name| table.find(name)).filter(|route| route.dual.is_some()).collect();
+        let names: HashSet<&RouteName> = found.iter().map(|route| &route.name).collect();
         let mut snapshot = snapshot_of(&table, false);
-        for record in snapshot.routes.iter_mut().filter(|record| record.route == found.name) {
+        for record in snapshot.routes.iter_mut().filter(|record| names.contains(&record.route)) {
             record.coverage = Some(coverage);
             record.in_doubt = doubt == Doubt::Stays;
         }
         self.state.lock().save(&snapshot)?;
-        table.set_coverage(found, coverage);
-        if dual.is_in_doubt() != (doubt == Doubt::Stays) {
-            dual.set_in_doubt(doubt == Doubt::Stays);
+        for route in found {
+            table.set_coverage(route, coverage);
+            if let Some(dual) = &route.dual
+                && dual.is_in_doubt() != (doubt == Doubt::Stays)
+            {
+                dual.set_in_doubt(doubt == Doubt::Stays);
+            }
         }
         Ok(())
     }

@@ -21,6 +21,8 @@ use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Work};
 use crate::dual::message::{Message, Peers, RemoteOp, Stage};
 use crate::dual::operation::{LaneOp, LaneReply};
+use crate::dual::probe::{Probes, Timing};
+use crate::dual::traffic::{Traffic, TrafficBook};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
@@ -64,6 +66,8 @@ pub enum EngineWaiter {
     Renamed { engine: Rc<Inner>, to: ReplyTo, ticket: Ticket, request: Request, spec: &'static CommandSpec },
     /// Somebody on this worker awaits the reply.
     Once(oneshot::Sender<Result<Bytes, LinkError>>),
+    /// A PING that is timed.
+    Probe(Rc<Timing>),
     /// A step of a lane operation.
     Led { engine: Rc<Inner>, op: usize },
     Expiry { engine: Rc<Inner>, op: usize },
@@ -86,6 +90,7 @@ impl Waiter for EngineWaiter {
                 // Nobody waits any more when the caller was cancelled; the answer is then of no use to anyone.
                 let _ = sender.send(outcome.map(|reply| reply.to_bytes()));
             }
+            Self::Probe(timing) => timing.answered(outcome.map(drop)),
             Self::Led { engine, op } => engine.led(op, outcome),
             Self::Expiry { engine, op } => engine.expiry(op, outcome),
             Self::Followed { engine, op } => engine.followed(op, outcome),
@@ -123,6 +128,8 @@ pub struct Inner {
     pub(super) peers: Peers,
     pub(super) channels: Channels,
     pub(super) journal: Arc<Journal>,
+    pub(super) traffic: Traffic,
+    pub(super) probes: Probes,
     pub(super) opened: tokio::sync::Notify,
     pub(super) closing: tokio::sync::Notify,
     pub(super) drains: RefCell<Vec<(Stage, oneshot::Sender<()>)>>,
@@ -139,6 +146,7 @@ pub struct EngineParts {
     pub db: u32,
     pub peers: Peers,
     pub journal: Arc<Journal>,
+    pub traffic: Arc<TrafficBook>,
 }
 
 impl Engine {
@@ -160,6 +168,8 @@ impl Engine {
             peers: parts.peers,
             channels,
             journal: parts.journal,
+            traffic: Traffic::new(parts.traffic),
+            probes: Probes::default(),
             opened: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),
             drains: RefCell::new(Vec::new()),
@@ -268,6 +278,7 @@ impl Engine {
         let (route_hash, leader, follower, is_tagged) = {
             let table = inner.table.borrow();
             let (route, hash) = table.route_of(request.arg(first));
+            inner.traffic.count(&table, request.arg(first), hash);
             (hash, route.phase.leader(), route.phase.follower(), table.is_tagged())
         };
         let ticket = inner.sessions.enter(route_hash);
@@ -333,6 +344,12 @@ impl Engine {
     pub fn tick(&self) {
         self.0.repair();
         self.0.look_at_drains();
+        self.0.traffic.tick(std::time::Instant::now());
+    }
+
+    /// Notes that a request for a key was refused because its keys are not in one place.
+    pub fn note_refused(&self, key: &[u8]) {
+        self.0.traffic.refuse(&self.0.table.borrow(), key);
     }
 
     /// What this worker is doing.

@@ -11,7 +11,9 @@ pub mod journal;
 pub mod lane;
 mod message;
 mod operation;
+mod probe;
 pub mod state;
+pub mod traffic;
 
 pub use channels::Seat;
 pub use engine::{Engine, EngineParts, EngineWaiter, Load, ReplyPort, ReplyTo, Target, refusal_of};

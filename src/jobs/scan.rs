@@ -132,7 +132,7 @@ async fn try_node(
     }
 }
 
-fn parse(page: &Bytes) -> Option<(Bytes, Vec<Bytes>)> {
+pub(super) fn parse(page: &Bytes) -> Option<(Bytes, Vec<Bytes>)> {
     let parts = reply::elements(page)?;
     let (cursor, list) = (page.slice(parts.first()?.clone()), page.slice(parts.get(1)?.clone()));
     let keys = reply::elements(&list)?.into_iter().map(|range| {

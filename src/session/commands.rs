@@ -103,7 +103,10 @@ impl Session {
         keys: &[Bytes],
         mut leaders: impl Iterator<Item = Side>,
     ) -> Result<Target, Refusal> {
-        let refuse = |reason| Err(Refusal::CrossSlot { command: command.to_lowercase(), reason });
+        let refuse = |reason| {
+            self.shared.engine.note_refused(&keys[0]);
+            Err(Refusal::CrossSlot { command: command.to_lowercase(), reason })
+        };
         let Some(leader) = leaders.next() else { return Ok(Target::Standalone { db: self.db }) };
         if leaders.any(|other| other != leader) {
             return refuse("its keys are led by different stores while their providers move");

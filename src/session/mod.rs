@@ -8,6 +8,7 @@ mod flush;
 mod keyspace;
 mod local;
 mod pubsub;
+mod refused;
 mod replies;
 mod scripts;
 mod session;

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::dual::ReplyPort;
 use crate::resp::refusal::Refusal;
+use crate::session::refused;
 use crate::store::Reply;
 use crate::store::link::{Dirty, OutBuffer};
 
@@ -226,6 +227,7 @@ impl ReplyPort for Replies {
         match outcome {
             Ok(reply) => self.place(seq, reply),
             Err(refusal) => {
+                refused::count(&refusal);
                 let mut text = BytesMut::new();
                 refusal.write(&mut text);
                 self.place(seq, Reply::Small(&text));

@@ -11,5 +11,6 @@ mod faults;
 mod keyspace;
 mod model;
 mod moves;
+mod operator;
 mod protocol;
 mod tagged;
