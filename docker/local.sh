@@ -42,8 +42,14 @@ command_of() {
     fi
 }
 
-# runs PIDFILE PATTERN: the number in the file is a process, and still the one that wrote it.
-runs() { [ -s "$1" ] && [[ "$(command_of "$(cat "$1")")" == $2 ]]; }
+# is_process PID PATTERN: there is one, and it is still the one that is meant.
+is_process() { [[ "$(command_of "$1")" == $2 ]]; }
+
+# runs PIDFILE PATTERN
+runs() {
+    local pid
+    pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && is_process "$pid" "$2"
+}
 
 # stop NAME PIDFILE PATTERN: asks it to end, and waits until it has.
 stop() {
@@ -52,7 +58,7 @@ stop() {
     pid=$(cat "$2")
     kill "$pid"
     for _ in $(seq 200); do
-        runs "$2" "$3" || { say "stopped $1"; return; }
+        is_process "$pid" "$3" || { say "stopped $1"; return; }
         sleep 0.1
     done
     say "$1 did not end within 20 s of SIGTERM: killing it"
