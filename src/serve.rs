@@ -27,7 +27,7 @@ use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
 use crate::dual::state::StateFile;
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Message, Peers};
+use crate::dual::{Message, Peers, Subscribing};
 use crate::jobs::{self, Jobs};
 use crate::metrics::Totals;
 use crate::resp::limits::Limits;
@@ -144,6 +144,7 @@ impl Program {
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
         let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
+        let subscribing = Arc::new(Subscribing::default());
         let mut workers = Vec::new();
         for ((number, inbox), listener) in inboxes.into_iter().enumerate().zip(listeners) {
             let parts = WorkerParts {
@@ -161,6 +162,7 @@ impl Program {
                 traffic: traffic.clone(),
                 clients: clients.clone(),
                 scripts: scripts.clone(),
+                subscribing: subscribing.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             workers.push(thread.spawn(move || worker::run(parts, listener))?);

@@ -15,7 +15,7 @@ use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::command::{self, CommandSpec};
-use crate::dual::channels::Channels;
+use crate::dual::channels::{Channels, Subscribing, answer_after_turn};
 use crate::dual::gate::{Gate, Ticket};
 use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Work};
@@ -147,12 +147,14 @@ pub struct EngineParts {
     pub peers: Peers,
     pub journal: Arc<Journal>,
     pub traffic: Arc<TrafficBook>,
+    /// Shared by all workers.
+    pub subscribing: Arc<Subscribing>,
 }
 
 impl Engine {
     /// The engine of one worker.
     pub fn new(parts: EngineParts) -> Self {
-        let channels = Channels::new(parts.table.pubsub().leader());
+        let channels = Channels::new(parts.table.pubsub().leader(), parts.subscribing);
         Self(Rc::new(Inner {
             worker: parts.worker,
             tables: RefCell::new(VecDeque::from([parts.table.clone()])),
@@ -480,6 +482,7 @@ impl Inner {
                 self.drains.borrow_mut().push((stage, drained));
                 self.look_at_drains();
             }
+            Message::Turned { done } => answer_after_turn(done),
             Message::Turn { side, done } => self.channels.turn(side, done),
             Message::Open { table } => self.open(table),
             Message::Stop => {}

@@ -24,6 +24,8 @@ pub enum Message {
     Recover { key: Bytes },
     /// Closes the sessions' or the lanes' gate and answers when it is drained.
     Close { stage: Stage, routes: Vec<u64>, all: bool, drained: oneshot::Sender<()> },
+    /// Is answered when the worker has read what lies in its sockets.
+    Turned { done: oneshot::Sender<()> },
     /// Asks all subscribers over to a side, and answers when the last is there.
     Turn { side: Side, done: oneshot::Sender<()> },
     /// Adopts a table (or keeps the old one) and opens both gates.

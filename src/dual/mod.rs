@@ -15,7 +15,7 @@ mod probe;
 pub mod state;
 pub mod traffic;
 
-pub use channels::Seat;
+pub use channels::{Seat, Subscribing, Unconfirmed};
 pub use engine::{Engine, EngineParts, EngineWaiter, Load, ReplyPort, ReplyTo, Target, refusal_of};
 pub use guard::Guard;
 pub use message::{Message, Peers};

@@ -1,14 +1,14 @@
 //! Subscriptions: a connection of the client's own to the store on which all channels meet, its frames passed on as they
 //! come. RESP2 clients are in subscribe mode meanwhile, RESP3 clients may send anything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::command::{self, Kind};
-use crate::dual::{Seat, Target};
+use crate::dual::{Seat, Target, Unconfirmed};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::{self, Protocol};
 use crate::resp::request::Request;
@@ -38,8 +38,9 @@ impl Session {
     /// The first SUBSCRIBE of a client, and what came in one piece with it; later ones come to
     /// [`Session::serve_subscriptions`].
     pub(super) async fn subscribe(&mut self, request: Request) {
+        let unconfirmed = self.shared.engine.begin_subscribe();
         if let Some(subscriber) = &mut self.subscriber {
-            if subscriber.link.send(request.bytes()).await.is_err() {
+            if subscriber.send(&request, unconfirmed).await.is_err() {
                 self.replies.close();
             }
             return;
@@ -47,14 +48,15 @@ impl Session {
         self.replies.settle(0).await;
         let seat = self.shared.engine.take_seat();
         let channel = request.args().nth(1).unwrap_or_default();
-        let mut link = match self.subscriber_link(seat.side(), channel).await {
+        let link = match self.subscriber_link(seat.side(), channel).await {
             Ok(link) => link,
             Err(refusal) => return self.refuse(refusal),
         };
-        if link.send(request.bytes()).await.is_err() {
+        let mut subscriber = Subscriber::new(link, seat);
+        if subscriber.send(&request, unconfirmed).await.is_err() {
             return self.replies.close();
         }
-        self.subscriber = Some(Subscriber::new(link, seat));
+        self.subscriber = Some(subscriber);
     }
 
     /// Passes messages on until the last subscription is gone, or until the client has sent something to be handled.
@@ -133,9 +135,43 @@ impl Session {
         }
     }
 
+    /// Waits until all that was published on any node of the cluster has come to this subscriber's. The nodes pass messages on
+    /// behind their answer to PUBLISH, each in its order: so a last one from every node comes after all others.
+    async fn wait_for_bus(&mut self, subscriber: &mut Subscriber) -> Result<(), LinkError> {
+        let engine = self.shared.engine.clone();
+        let channel = format!("cutover:last:{}:{}", self.client.id, fastrand::u64(..)).into_bytes();
+        subscriber.link.send(&crate::dual::effect::command(&[b"SUBSCRIBE", &channel])).await?;
+        loop {
+            let frame = subscriber.link.receive().await?;
+            let name = reply::elements(&frame).and_then(|cells| cells.get(1).cloned());
+            if name.is_some_and(|name| reply::bulk(&frame[name]) == Some(&channel[..])) {
+                break;
+            }
+            self.replies.append(Reply::Whole(frame));
+        }
+        let nodes = engine.stores().primaries();
+        for address in &nodes {
+            let publish = crate::dual::effect::command(&[b"PUBLISH", &channel, address.as_bytes()]);
+            engine.call(&Target::Node(address.clone()), &publish, self.protocol).await?;
+        }
+        let mut owed = nodes.len();
+        while owed > 0 {
+            let frame = subscriber.link.receive().await?;
+            match is_message_on(&frame, &channel) {
+                true => owed -= 1,
+                false => self.replies.append(Reply::Whole(frame)),
+            }
+        }
+        Ok(())
+    }
+
     /// Subscribes on the other side, after everything that was sent on this one. Nobody publishes meanwhile.
     async fn go_over(&mut self, subscriber: &mut Subscriber) -> Result<(), LinkError> {
         self.confirm(subscriber).await?;
+        if subscriber.seat.side() == Side::Cluster {
+            let passed = tokio::time::timeout(BUS_PATIENCE, self.wait_for_bus(subscriber)).await;
+            passed.map_err(|_| LinkError::TimedOut)??;
+        }
         let (ask, answers) = subscriber.subscribe_all();
         let channel = subscriber.channels.first().or(subscriber.shard_channels.first()).cloned().unwrap_or_default();
         let opened = self.subscriber_link(subscriber.seat.side().other(), &channel).await;
@@ -158,8 +194,8 @@ impl Session {
         let name = spec.map_or("", |spec| spec.name);
         let passes = kind == Some(Kind::PubSub) || (self.protocol == Protocol::Resp2 && name == "PING");
         if passes {
-            subscriber.is_confirmed = false;
-            if subscriber.link.send(request.bytes()).await.is_err() {
+            let unconfirmed = self.shared.engine.begin_subscribe();
+            if subscriber.send(&request, unconfirmed).await.is_err() {
                 self.replies.close();
                 return Flow::Close;
             }
@@ -199,12 +235,16 @@ pub struct Subscriber {
     is_over: bool,
     /// Every (UN)SUBSCRIBE that was sent has been answered.
     is_confirmed: bool,
+    /// SUBSCRIBEs that were sent, each with the answers it is owed.
+    unconfirmed: VecDeque<(Unconfirmed, usize)>,
 }
 
 /// What the proxy asks to learn that everything before it was answered. No client sends a PING with these words.
 const MARK: &[u8] = b"cutover: all before this is answered";
 /// Between two tries to subscribe on the other side.
 const GO_OVER_AGAIN: Duration = Duration::from_millis(50);
+/// How long the nodes of a cluster get to pass on what was published.
+const BUS_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Subscriber {
     fn new(link: PrivateLink, seat: Seat) -> Self {
@@ -217,11 +257,25 @@ impl Subscriber {
             count: 0,
             is_over: false,
             is_confirmed: false,
+            unconfirmed: VecDeque::new(),
         }
+    }
+
+    /// Sends a request of subscribe mode.
+    async fn send(&mut self, request: &Request, unconfirmed: Unconfirmed) -> Result<(), LinkError> {
+        self.is_confirmed = false;
+        if request.arg(0).to_ascii_lowercase().ends_with(b"subscribe") && !is_end(request.arg(0)) && request.len() > 1 {
+            self.unconfirmed.push_back((unconfirmed, request.len() - 1));
+        }
+        self.link.send(request.bytes()).await
     }
 
     /// Takes note of an answer to (UN)SUBSCRIBE: `[kind, name, how many are left]`.
     fn look_at(&mut self, frame: &Bytes) {
+        if reply::is_error(frame) {
+            // Whichever it was, it subscribed to nothing.
+            self.unconfirmed.pop_front();
+        }
         let Some(cells) = reply::elements(frame).filter(|cells| cells.len() == 3) else { return };
         let (names, comes) = match reply::bulk(&frame[cells[0].clone()]) {
             Some(b"subscribe") => (&mut self.channels, true),
@@ -232,6 +286,12 @@ impl Subscriber {
             Some(b"sunsubscribe") => (&mut self.shard_channels, false),
             _ => return,
         };
+        if let (true, Some((_, owed))) = (comes, self.unconfirmed.front_mut()) {
+            *owed -= 1;
+            if *owed == 0 {
+                self.unconfirmed.pop_front();
+            }
+        }
         // The name is null where UNSUBSCRIBE found nothing.
         if let Some(name) = reply::bulk(&frame[cells[1].clone()]).map(Bytes::copy_from_slice) {
             if comes { names.insert(name) } else { names.remove(&name) };
@@ -252,6 +312,18 @@ impl Subscriber {
         }
         (out, all.iter().map(|(_, names)| names.len()).sum())
     }
+}
+
+/// Whether a command of subscribe mode ends subscriptions.
+fn is_end(name: &[u8]) -> bool {
+    [&b"UNSUBSCRIBE"[..], b"PUNSUBSCRIBE", b"SUNSUBSCRIBE"].iter().any(|end| name.eq_ignore_ascii_case(end))
+}
+
+/// Whether a frame is a message on a channel.
+fn is_message_on(frame: &Bytes, channel: &[u8]) -> bool {
+    let Some(cells) = reply::elements(frame).filter(|cells| cells.len() == 3) else { return false };
+    let bulk = |index: usize| reply::bulk(&frame[cells[index].clone()]);
+    bulk(0) == Some(b"message") && bulk(1) == Some(channel)
 }
 
 /// Whether a frame answers PING with [`MARK`], inside subscribe mode or out of it.

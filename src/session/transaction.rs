@@ -184,8 +184,16 @@ impl Session {
         if !self.is_moving_db() {
             keys.clear();
         }
-        while commands.iter().any(|(_, spec)| spec.kind == Kind::Publish) && self.shared.engine.holds_publishers() {
-            self.shared.engine.opened().await;
+        // Planned when nothing of it flips: whether it is whole on one store depends on the table.
+        let publishes = commands.iter().any(|(_, spec)| spec.kind == Kind::Publish);
+        let engine = self.shared.engine.clone();
+        while engine.has_closed()
+            && ((publishes && engine.holds_publishers()) || keys.iter().any(|key| engine.is_gated(&engine.plan(key))))
+        {
+            engine.opened().await;
+        }
+        if publishes {
+            engine.subscribed().await;
         }
         let whole = self.target_now("exec", &keys);
         let channels = self.shared.engine.table().pubsub().leader();

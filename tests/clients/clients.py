@@ -141,16 +141,6 @@ def for_each(**axes):
     return register
 
 
-def known_failure(reason):
-    """The proxy does not keep this promise yet. When it does, the run fails until this mark is taken away."""
-
-    def mark(test):
-        test.reason = reason
-        return unittest.expectedFailure(test)
-
-    return mark
-
-
 class Keys:
     """Keys of the class's provider, or of none, that no other test uses."""
 
@@ -451,7 +441,6 @@ class RedisPyPubSub(RedisPy):
 
         self.same(work)
 
-    @known_failure("SUBSCRIBE opens a connection first, and another client's PUBLISH overtakes it: Celery misses results")
     def test_what_is_published_after_subscribe_was_sent_is_heard(self):
         def work(r):
             heard = 0
@@ -594,7 +583,6 @@ class Flips(Keys, unittest.TestCase):
         self.assertEqual(errors, [])
         self.assertGreater(count, 100)
 
-    @known_failure("an EXEC that waited for a flip to the cluster is refused with CROSSSLOT, not split by the new table")
     def test_a_transaction_over_several_slots_survives_a_flip(self):
         self.spread()
 
