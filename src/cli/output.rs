@@ -11,6 +11,7 @@ macro_rules! say {
 pub(crate) use say;
 
 /// Prints a line. A reader that has what it wanted (`| head`) ends the command quietly, as other command lines do.
+#[allow(clippy::exit, reason = "there is nobody left to tell, and nothing that has to be undone")]
 pub fn print_line(text: fmt::Arguments<'_>) {
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => {}

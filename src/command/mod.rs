@@ -109,6 +109,10 @@ pub fn keys_of(spec: &CommandSpec, request: &Request) -> Option<KeyPositions> {
     match spec.keys {
         Keys::None => Some(KeyPositions::new()),
         Keys::Irregular(find) => find(request),
+        // Most commands have one key, and their arity says that it is there.
+        Keys::Range { first, last, .. } if first == last && (first as usize) < request.len() => {
+            Some(KeyPositions::from_slice(&[first as usize]))
+        }
         Keys::Range { first, last, step } => {
             let last = if last < 0 { request.len() as i64 + i64::from(last) } else { i64::from(last) };
             let range = (first as usize..=usize::try_from(last).ok()?).step_by(step.max(1) as usize);

@@ -300,6 +300,9 @@ impl Table {
         if let Some(index) = self.exact.get(id) {
             return &self.routes[*index as usize];
         }
+        if self.ranges.is_empty() {
+            return &self.routes[NEW_PROVIDERS];
+        }
         let in_range = || {
             let number: u64 = std::str::from_utf8(id).ok()?.parse().ok()?;
             let after = self.ranges.partition_point(|(first, ..)| *first <= number);

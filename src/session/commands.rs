@@ -45,7 +45,7 @@ impl Session {
             let views: Vec<&[u8]> = keys.iter().map(|index| request.arg(*index)).collect();
             if !engine.is_simple(&views) {
                 let keys = keys.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect();
-                return self.run_whole(request, spec, keys).await;
+                return Box::pin(self.run_whole(request, spec, keys)).await;
             }
         }
         engine.submit(request, spec, &keys, self.protocol, self.reply_to());
@@ -137,7 +137,7 @@ impl Session {
         let engine = self.shared.engine.clone();
         // WAIT would make every other client of a shared link wait.
         if matches!(spec.name, "WAIT" | "WAITAOF") {
-            return self.block(request, spec).await;
+            return Box::pin(self.block(request, spec)).await;
         }
         engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
     }

@@ -16,7 +16,7 @@ const VERSION_LEAST: &str = "7.0.0";
 pub(super) const DATABASES: u32 = 16;
 
 impl Session {
-    pub(super) async fn local(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
+    pub(super) fn local(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
         let mut out = BytesMut::new();
         match spec.name {
             "PING" if request.len() > 2 => return self.wrong_arity("ping"),

@@ -56,7 +56,7 @@ impl Session {
         if subscriber.send(&request, unconfirmed).await.is_err() {
             return self.replies.close();
         }
-        self.subscriber = Some(subscriber);
+        self.subscriber = Some(Box::new(subscriber));
     }
 
     /// Passes messages on until the last subscription is gone, or until the client has sent something to be handled.
