@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::cli::api_client::ApiClient;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::{names, time};
+use crate::cli::output::{names, time, say};
 use crate::cli::{DONE, Move, REFUSED};
 use crate::config::{self, Config, edit};
 use crate::routing::Phase;
@@ -100,12 +100,12 @@ pub fn run(config: &Config, path: &Path, asked: &Move, as_json: bool) -> anyhow:
             Changed::Refused(reason) => (None, Some(reason)),
             Changed::Already | Changed::Written => (None, None),
         };
-        println!("{}", json!({ "routes": routes, "to": to, "adopted_ms": adopted_ms, "refused": refused }));
+        say!("{}", json!({ "routes": routes, "to": to, "adopted_ms": adopted_ms, "refused": refused }));
     } else {
         match &changed {
-            Changed::Already => println!("{named} {} in phase {to} already", if routes.len() == 1 { "is" } else { "are" }),
-            Changed::Adopted(took) => println!("{named} → {to}, adopted in {}", time(*took)),
-            Changed::Written => println!("{} now says {to} for {named}; no proxy runs with it, so the flip is judged when one starts", path.display()),
+            Changed::Already => say!("{named} {} in phase {to} already", if routes.len() == 1 { "is" } else { "are" }),
+            Changed::Adopted(took) => say!("{named} → {to}, adopted in {}", time(*took)),
+            Changed::Written => say!("{} now says {to} for {named}; no proxy runs with it, so the flip is judged when one starts", path.display()),
             Changed::Refused(reason) => eprintln!("refused: {reason}\n{} is as it was before", path.display()),
         }
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::cli::output::say;
 use crate::cli::{DONE, REFUSED};
 use crate::config::Config;
 use crate::dual::adopt;
@@ -27,21 +28,21 @@ pub fn run(config: &Config, path: &Path, as_json: bool) -> anyhow::Result<u8> {
     let is_good = standalone.is_ok() && cluster.is_ok() && refused.is_empty();
     if as_json {
         let flips: Vec<_> = flips.iter().map(|(route, from, to)| json!({ "route": route.to_string(), "from": from, "to": to })).collect();
-        println!("{}", json!({ "config": path, "standalone": standalone, "cluster": cluster, "flips": flips, "refused": refused }));
+        say!("{}", json!({ "config": path, "standalone": standalone, "cluster": cluster, "flips": flips, "refused": refused }));
         return Ok(if is_good { DONE } else { REFUSED });
     }
-    println!("{}: usable", path.display());
+    say!("{}: usable", path.display());
     for (name, found) in [("standalone", &standalone), ("cluster", &cluster)] {
         match found {
-            Ok(what) => println!("{name}: {what}"),
-            Err(reason) => println!("{name}: cannot be reached: {reason}"),
+            Ok(what) => say!("{name}: {what}"),
+            Err(reason) => say!("{name}: cannot be reached: {reason}"),
         }
     }
     match flips.as_slice() {
-        [] => println!("flips: none; the table is the adopted one"),
-        flips => flips.iter().for_each(|(route, from, to)| println!("flip: {route} {from} → {to}")),
+        [] => say!("flips: none; the table is the adopted one"),
+        flips => flips.iter().for_each(|(route, from, to)| say!("flip: {route} {from} → {to}")),
     }
-    refused.iter().for_each(|reason| println!("refused: {reason}"));
+    refused.iter().for_each(|reason| say!("refused: {reason}"));
     Ok(if is_good { DONE } else { REFUSED })
 }
 

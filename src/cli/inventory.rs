@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::cli::output::{ProgressLine, bar, print_table, size, time};
+use crate::cli::output::{ProgressLine, bar, print_table, size, time, say};
 use crate::cli::{DONE, Inventory as Asked};
 use crate::config::Config;
 use crate::jobs::inventory::{self, BigKey, Inventory, Tally, by_bytes};
@@ -28,7 +28,7 @@ pub fn run(config: &Config, asked: &Asked, as_json: bool) -> anyhow::Result<u8> 
     let report = serde_json::to_string_pretty(&found)?;
     write(&asked.output, &format!("{report}\n"))?;
     match as_json {
-        true => println!("{report}"),
+        true => say!("{report}"),
         false => print(&found, asked),
     }
     Ok(DONE)
@@ -39,7 +39,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 fn print(found: &Inventory, asked: &Asked) {
-    println!(
+    say!(
         "{} database {}: {} keys, {} in {} providers, read in {}",
         found.address,
         found.database,
@@ -55,24 +55,24 @@ fn print(found: &Inventory, asked: &Asked) {
     rows.push(row("all", &found.total));
     print_table(["ROUTE", "KEYS", "BYTES", "NO TTL", "<1H", "<1D", "MORE", "BYTES BY TYPE"], rows);
     if providers.len() > asked.top {
-        println!("… and {} smaller providers: all are in the report", providers.len() - asked.top);
+        say!("… and {} smaller providers: all are in the report", providers.len() - asked.top);
     }
     if !found.total.biggest.is_empty() {
-        println!("\nthe biggest keys:");
+        say!("\nthe biggest keys:");
         let cells = |big: &BigKey| [size(big.bytes), big.kind.clone(), big.key.clone()];
         print_table(["BYTES", "TYPE", "KEY"], found.total.biggest.iter().map(cells));
     }
     if !found.other_segments.is_empty() {
-        println!("\nkeys without a provider begin with:");
+        say!("\nkeys without a provider begin with:");
         let mut segments: Vec<_> = found.other_segments.iter().collect();
         segments.sort_by_key(|(segment, sum)| (std::cmp::Reverse(sum.keys), (*segment).clone()));
         let cells = segments.into_iter().take(asked.top).map(|(segment, sum)| [segment.clone(), sum.keys.to_string(), size(sum.bytes)]);
         print_table(["BEGIN", "KEYS", "BYTES"], cells);
     }
     if found.unsized_keys > 0 {
-        println!("\nthe server did not tell the size of {} keys (MEMORY USAGE); they count with 0 bytes", found.unsized_keys);
+        say!("\nthe server did not tell the size of {} keys (MEMORY USAGE); they count with 0 bytes", found.unsized_keys);
     }
-    println!("\nthe whole report: {}", asked.output.display());
+    say!("\nthe whole report: {}", asked.output.display());
 }
 
 fn row(name: &str, tally: &Tally) -> [String; 8] {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::cli::api_client::ApiClient;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::{ProgressLine, bar};
+use crate::cli::output::{ProgressLine, bar, say};
 use crate::cli::{DONE, REFUSED, Walk};
 use crate::config::Config;
 use crate::jobs::Kind;
@@ -23,7 +23,7 @@ pub fn run(config: &Config, kind: Kind, walk: &Walk, repair: bool, as_json: bool
     // Ctrl-C ends the watching as it ends any program: the job is the proxy's.
     let job = watch(&client, job, ProgressLine::new(as_json), || Ok(Flow::GoOn))?;
     if as_json {
-        println!("{job}");
+        say!("{job}");
     } else {
         print(&job);
     }
@@ -75,9 +75,9 @@ fn progress(job: &Value) -> String {
 fn print(job: &Value) {
     let text = |key: &str| job[key].as_str().unwrap_or("").to_string();
     let seconds = job["seconds"].as_f64().unwrap_or(0.0);
-    println!("{} {}: {}", text("kind"), text("state"), text("message"));
-    println!("{} keys of the routes among {} scanned, {} copied, in {seconds:.1} s", job["matched"], job["scanned"], job["copied"]);
-    differences(job).iter().for_each(|line| println!("  {line}"));
+    say!("{} {}: {}", text("kind"), text("state"), text("message"));
+    say!("{} keys of the routes among {} scanned, {} copied, in {seconds:.1} s", job["matched"], job["scanned"], job["copied"]);
+    differences(job).iter().for_each(|line| say!("  {line}"));
 }
 
 /// The keys that a verification names, and how each differs.

@@ -15,7 +15,7 @@ use crate::cli::facts::{Fact, Facts, Silence};
 use crate::cli::job::Flow;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::{ProgressLine, names, time};
+use crate::cli::output::{ProgressLine, names, time, say};
 use crate::cli::{DONE, Migrate, REFUSED, job};
 use crate::config::Config;
 use crate::jobs::Kind;
@@ -86,7 +86,7 @@ fn everyone(config: &Config, path: &Path, facts: &Facts, as_json: bool) -> anyho
             Changed::Already | Changed::Adopted(_) => {}
         }
         if !as_json {
-            println!("{} got lines in {}: found in the stores", names(&everyone.unnamed), path.display());
+            say!("{} got lines in {}: found in the stores", names(&everyone.unnamed), path.display());
         }
     }
     Ok(everyone.lines.into_iter().chain(everyone.unnamed).collect())
@@ -131,7 +131,7 @@ impl Way<'_> {
         for phase in [Phase::DualStandalone, Phase::DualCluster, Phase::Cluster] {
             let there = self.those(routes, |fact| fact.phase == phase)?;
             if !there.is_empty() {
-                println!("{}: in phase {phase} already", names(&there));
+                say!("{}: in phase {phase} already", names(&there));
             }
         }
         Ok(())
@@ -235,8 +235,8 @@ impl Way<'_> {
 
     fn tell(&self, routes: &[String], step: &str, took: Duration, message: &str) {
         match self.as_json {
-            true => println!("{}", json!({ "routes": routes, "step": step, "outcome": "done", "seconds": took.as_secs_f64(), "message": message })),
-            false => println!("{}: {step}: {message} ({})", names(routes), time(took)),
+            true => say!("{}", json!({ "routes": routes, "step": step, "outcome": "done", "seconds": took.as_secs_f64(), "message": message })),
+            false => say!("{}: {step}: {message} ({})", names(routes), time(took)),
         }
     }
 
@@ -251,7 +251,7 @@ impl Way<'_> {
         let phases: Vec<(String, Phase)> = routes.iter().filter_map(|route| Some((route.clone(), facts.phase(self.config, route)?))).collect();
         if self.as_json {
             let stay: serde_json::Map<_, _> = phases.iter().map(|(route, phase)| (route.clone(), json!(phase))).collect();
-            println!("{}", json!({ "routes": routes, "outcome": outcome, "message": reason, "phases": stay, "not_begun": rest }));
+            say!("{}", json!({ "routes": routes, "outcome": outcome, "message": reason, "phases": stay, "not_begun": rest }));
             return Ok(REFUSED);
         }
         eprintln!("{} stopped: {reason}", names(routes));
@@ -271,12 +271,12 @@ impl Way<'_> {
     fn arrived(&self, routes: &[String], took: Duration) {
         let at = if self.asked.finish { Phase::Cluster } else { Phase::DualCluster };
         if self.as_json {
-            println!("{}", json!({ "routes": routes, "outcome": "arrived", "phase": at, "seconds": took.as_secs_f64() }));
+            say!("{}", json!({ "routes": routes, "outcome": "arrived", "phase": at, "seconds": took.as_secs_f64() }));
             return;
         }
-        println!("{} {} through, in {}", names(routes), if routes.len() == 1 { "is" } else { "are" }, time(took));
+        say!("{} {} through, in {}", names(routes), if routes.len() == 1 { "is" } else { "are" }, time(took));
         if !self.asked.finish {
-            println!("next: the cluster answers and the standalone still gets every write; `cutover rollback` undoes it, `cutover migrate --finish` ends it");
+            say!("next: the cluster answers and the standalone still gets every write; `cutover rollback` undoes it, `cutover migrate --finish` ends it");
         }
     }
 }

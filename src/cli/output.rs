@@ -1,7 +1,23 @@
 //! What people read: tables, progress lines, sizes and times in words.
 
+use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
+
+/// Prints a line.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::cli::output::print_line(format_args!($($text)*)) };
+}
+pub(crate) use say;
+
+/// Prints a line. A reader that has what it wanted (`| head`) ends the command quietly, as other command lines do.
+pub fn print_line(text: fmt::Arguments<'_>) {
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => eprintln!("error: write output: {error}"),
+    }
+}
 
 /// Prints a table, its columns as wide as they need to be; `heads` names them.
 pub fn print_table<const N: usize>(heads: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
@@ -10,7 +26,7 @@ pub fn print_table<const N: usize>(heads: [&str; N], rows: impl IntoIterator<Ite
     let widths: Vec<usize> = (0..N).map(width).collect();
     for row in &rows {
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        println!("{}", cells.join("  ").trim_end());
+        say!("{}", cells.join("  ").trim_end());
     }
 }
 

@@ -12,7 +12,7 @@ use crate::cli::change::{self, Changed, Judgement};
 use crate::cli::facts::Facts;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::{names, time};
+use crate::cli::output::{names, time, say};
 use crate::cli::{DONE, REFUSED, Rollback};
 use crate::config::Config;
 use crate::routing::flip::{self, Flip};
@@ -86,15 +86,15 @@ fn split(config: &Config, facts: &Facts, back: &[Change]) -> (Vec<Change>, Vec<S
 
 fn say_nothing_to_do(routes: &[String], as_json: bool) -> u8 {
     match as_json {
-        true => println!("{}", json!({ "routes": [], "adopted_ms": null, "refused": [] })),
-        false => println!("{}: in phase standalone, which has none before it", names(routes)),
+        true => say!("{}", json!({ "routes": [], "adopted_ms": null, "refused": [] })),
+        false => say!("{}: in phase standalone, which has none before it", names(routes)),
     }
     DONE
 }
 
 fn say_refused(back: &[Change], reasons: &[String], as_json: bool) -> u8 {
     if as_json {
-        println!("{}", json!({ "routes": [], "adopted_ms": null, "refused": reasons }));
+        say!("{}", json!({ "routes": [], "adopted_ms": null, "refused": reasons }));
     } else {
         let routes: Vec<String> = back.iter().map(|(route, _)| route.clone()).collect();
         eprintln!("refused: {}", reasons.join("\nrefused: "));
@@ -107,7 +107,7 @@ fn say_done(back: &[Change], changed: &Changed, refused: &[String], as_json: boo
     let took = if let Changed::Adopted(took) = changed { Some(*took) } else { None };
     if as_json {
         let flips: Vec<_> = back.iter().map(|(route, to)| json!({ "route": route, "to": to })).collect();
-        println!("{}", json!({ "routes": flips, "adopted_ms": took.map(|took| took.as_secs_f64() * 1e3), "refused": refused }));
+        say!("{}", json!({ "routes": flips, "adopted_ms": took.map(|took| took.as_secs_f64() * 1e3), "refused": refused }));
         return;
     }
     let mut by_phase: HashMap<Phase, Vec<String>> = HashMap::new();
@@ -117,11 +117,11 @@ fn say_done(back: &[Change], changed: &Changed, refused: &[String], as_json: boo
     for to in Phase::ALL.into_iter().rev() {
         let Some(routes) = by_phase.get(&to) else { continue };
         match took {
-            Some(took) => println!("{} → {to}, adopted in {}", names(routes), time(took)),
-            None => println!("{} → {to}, written; no proxy runs with this file", names(routes)),
+            Some(took) => say!("{} → {to}, adopted in {}", names(routes), time(took)),
+            None => say!("{} → {to}, written; no proxy runs with this file", names(routes)),
         }
         if to == Phase::DualCluster {
-            println!("  the standalone is being given what it lacks; when `cutover status` says synced, `cutover rollback` goes on to dual-standalone");
+            say!("  the standalone is being given what it lacks; when `cutover status` says synced, `cutover rollback` goes on to dual-standalone");
         }
     }
     refused.iter().for_each(|reason| eprintln!("refused: {reason}"));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::api_client::ApiClient;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::print_table;
+use crate::cli::output::{print_table, say};
 use crate::cli::{DONE, Status};
 use crate::config::Config;
 use crate::routing::Table;
@@ -26,11 +26,11 @@ pub fn run(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<u8>
             let head = ["table_version", "stores", "refused", "clients", "requests_total", "refused_requests"];
             let mut document: serde_json::Map<String, Value> = head.iter().map(|key| (key.to_string(), table[*key].clone())).collect();
             document.insert("routes".into(), json!(shown));
-            println!("{}", Value::Object(document));
+            say!("{}", Value::Object(document));
         } else {
             if asked.watch {
                 // Home and clear, as watch(1) does.
-                print!("\x1b[H\x1b[2J");
+                say!("\x1b[H\x1b[2J");
             }
             print(&table, &shown);
         }
@@ -87,7 +87,7 @@ fn print(table: &Value, routes: &[Value]) {
             (false, _) => "does not answer".to_string(),
         }
     };
-    println!(
+    say!(
         "table {}   standalone {}   cluster {}   {} clients   {} requests",
         table["table_version"],
         store("standalone"),
@@ -96,7 +96,7 @@ fn print(table: &Value, routes: &[Value]) {
         table["requests_total"]
     );
     if let Some(reason) = table["refused"].as_str() {
-        println!("the newest proxy.toml is refused, the running table stays: {reason}");
+        say!("the newest proxy.toml is refused, the running table stays: {reason}");
     }
     let heads = ["ROUTE", "PHASE", "LEADER", "COPIED", "SYNCED", "DIVERGENCE", "OPS/S"];
     print_table(heads, routes.iter().map(cells));

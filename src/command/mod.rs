@@ -119,7 +119,7 @@ pub fn keys_of(spec: &CommandSpec, request: &Request) -> Option<KeyPositions> {
 
 /// Whether a reply, or an error, may name keys.
 pub fn tells_keys(spec: &CommandSpec) -> bool {
-    spec.name.starts_with('X') || matches!(spec.kind, Kind::Blocking) || matches!(spec.name, "LMPOP" | "ZMPOP")
+    spec.name.starts_with('X') || matches!(spec.kind, Kind::Blocking | Kind::Script) || matches!(spec.name, "LMPOP" | "ZMPOP")
 }
 
 /// Whether an argument stands among the options from `from` on.

@@ -10,10 +10,12 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::dual::channels::PUBLISHED;
 use crate::dual::message::{Message, Peers, Stage};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Flip, RouteFacts};
-use crate::routing::{Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Table};
+use crate::routing::{Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
+use crate::store::Loss;
 
 /// Why a table was not adopted: one text a refused flip, each naming the route and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -43,6 +45,7 @@ pub struct Adopter {
     /// Guards the adoption as a whole: a second one waits. Held across the drain, by nobody on the byte path.
     turn: tokio::sync::Mutex<()>,
     flip_timeout: Duration,
+    loss: Arc<Loss>,
     refused: Mutex<Option<String>>,
     /// CRC-32 of the newest file that was adopted or refused, so that whoever wrote it can tell.
     considered: AtomicU32,
@@ -50,13 +53,14 @@ pub struct Adopter {
 
 impl Adopter {
     /// `table` is the one that the workers were started with.
-    pub fn new(table: Arc<ArcSwap<Table>>, peers: Peers, state: StateFile, flip_timeout: Duration) -> Self {
+    pub fn new(table: Arc<ArcSwap<Table>>, peers: Peers, state: StateFile, flip_timeout: Duration, loss: Arc<Loss>) -> Self {
         Self {
             table,
             peers,
             state: Mutex::new(state),
             turn: tokio::sync::Mutex::new(()),
             flip_timeout,
+            loss,
             refused: Mutex::new(None),
             considered: AtomicU32::new(0),
         }
@@ -102,6 +106,7 @@ impl Adopter {
     async fn adopt(&self, spec: &RoutingSpec) -> Result<Adopted, Refused> {
         let _turn = self.turn.lock().await;
         let began = Instant::now();
+        self.note_loss();
         let old = self.table.load_full();
         let new = Arc::new(Table::build(spec, old.version() + 1, Some(&old)));
         if let Some(reason) = renames(&old, &new) {
@@ -110,11 +115,21 @@ impl Adopter {
         let flips = flip::flips(&old, &new);
         let forced = |route: &RouteName| spec.is_forced(route);
         self.wait_for_repairs(&old, &flips, forced).await?;
-        if !flips.is_empty() {
-            let closed = self.drain(&old, &flips).await;
-            // Effects that failed during the drain count too.
+        let (channels_before, channels) = (old.pubsub().leader(), new.pubsub().leader());
+        let turns = channels != channels_before;
+        if !flips.is_empty() || turns {
+            let mut closed = self.drain(&old, &flips, turns).await;
+            if turns && closed.is_ok() {
+                closed = self.turn(channels).await;
+            }
+            // Effects that failed during the drain count too, and what a store may have lost meanwhile.
+            self.note_loss();
             let judged = closed.and_then(|()| judge(&flips, &old, forced));
             if let Err(refused) = judged {
+                if turns {
+                    // Whoever went over comes back; nothing was published there.
+                    let _ = self.turn(channels_before).await;
+                }
                 self.install(&old);
                 return Err(refused);
             }
@@ -127,6 +142,9 @@ impl Adopter {
         // The workers first: whoever reads the table here and sends a copy is heard after they have it too.
         self.install(&new);
         self.table.store(new.clone());
+        if turns {
+            tracing::info!(from = %channels_before, to = %channels, version = new.version(), "channels flipped");
+        }
         Ok(Adopted { version: new.version(), flips, took: began.elapsed() })
     }
 
@@ -149,8 +167,9 @@ impl Adopter {
     }
 
     /// Closes the flipping routes on every worker and waits until nothing of them is in flight.
-    async fn drain(&self, old: &Table, flips: &[Flip]) -> Result<(), Refused> {
+    async fn drain(&self, old: &Table, flips: &[Flip], turns: bool) -> Result<(), Refused> {
         let mut routes: Vec<u64> = flips.iter().map(|flip| flip.route.route_hash()).collect();
+        routes.extend(turns.then_some(PUBLISHED));
         let is_many = |route: &RouteName| !matches!(route, RouteName::Provider(_) | RouteName::Prefix(_));
         // A line that covers many providers closes all that the old table sent there.
         routes.extend(flips.iter().filter_map(|flip| old.find(&flip.route)).map(|route| route.hash));
@@ -176,6 +195,26 @@ impl Adopter {
         Ok(())
     }
 
+    /// Has every subscriber on a side.
+    async fn turn(&self, side: Side) -> Result<(), Refused> {
+        let ask = |worker: usize| {
+            let (done, wait) = oneshot::channel();
+            self.peers.send(worker, Message::Turn { side, done });
+            wait
+        };
+        let waits: Vec<_> = (0..self.peers.0.len()).map(ask).collect();
+        let deadline = tokio::time::Instant::now() + self.flip_timeout;
+        for wait in waits {
+            if !matches!(tokio::time::timeout_at(deadline, wait).await, Ok(Ok(()))) {
+                return Err(Refused(vec![format!(
+                    "pubsub cannot go to the {side}: not every subscriber could subscribe there within flip_timeout ({:?}); see that it answers, then save proxy.toml again",
+                    self.flip_timeout
+                )]));
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the workers go on under `table`.
     fn install(&self, table: &Arc<Table>) {
         for worker in 0..self.peers.0.len() {
@@ -192,6 +231,22 @@ impl Adopter {
             if flip.from == Phase::Standalone && state.has_stale_cluster_keys(&flip.route) {
                 tracing::warn!(route = %flip.route, "the cluster may hold old keys of this route; it is in doubt until `cutover backfill` has gone through it");
                 dual.set_in_doubt(true);
+            }
+        }
+    }
+
+    /// Puts every dual route in doubt if a store may have lost something since this was asked last.
+    pub fn note_loss(&self) {
+        if !self.loss.take() {
+            return;
+        }
+        let table = self.table.load_full();
+        let dual: Vec<&Route> = table.routes().iter().filter(|route| route.dual.is_some()).collect();
+        dual.iter().filter_map(|route| route.dual.as_ref()).for_each(|dual| dual.set_in_doubt(true));
+        if !dual.is_empty() {
+            tracing::warn!(routes = dual.len(), "every dual route is in doubt until a backfill has gone through it, which begins now");
+            if let Err(error) = self.save(&table, false) {
+                tracing::error!(%error, "write state file: the doubt is remembered by this run only; an unclean end puts the routes in doubt all the same");
             }
         }
     }

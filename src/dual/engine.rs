@@ -15,6 +15,7 @@ use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::command::{self, CommandSpec};
+use crate::dual::channels::{Channels, Subscribing, answer_after_turn};
 use crate::dual::gate::{Gate, Ticket};
 use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Work};
@@ -125,6 +126,7 @@ pub struct Inner {
     pub(super) dumps: RefCell<HashMap<Bytes, Option<(Bytes, i64)>>>,
     pub(super) remote: RefCell<Slab<(ReplyTo, Ticket)>>,
     pub(super) peers: Peers,
+    pub(super) channels: Channels,
     pub(super) journal: Arc<Journal>,
     pub(super) traffic: Traffic,
     pub(super) probes: Probes,
@@ -145,11 +147,14 @@ pub struct EngineParts {
     pub peers: Peers,
     pub journal: Arc<Journal>,
     pub traffic: Arc<TrafficBook>,
+    /// Shared by all workers.
+    pub subscribing: Arc<Subscribing>,
 }
 
 impl Engine {
     /// The engine of one worker.
     pub fn new(parts: EngineParts) -> Self {
+        let channels = Channels::new(parts.table.pubsub().leader(), parts.subscribing);
         Self(Rc::new(Inner {
             worker: parts.worker,
             tables: RefCell::new(VecDeque::from([parts.table.clone()])),
@@ -163,6 +168,7 @@ impl Engine {
             dumps: RefCell::new(HashMap::new()),
             remote: RefCell::new(Slab::new()),
             peers: parts.peers,
+            channels,
             journal: parts.journal,
             traffic: Traffic::new(parts.traffic),
             probes: Probes::default(),
@@ -299,13 +305,6 @@ impl Engine {
         let ticket = self.0.sessions.enter(0);
         let waiter = EngineWaiter::Direct { engine: self.0.clone(), to, ticket };
         self.0.stores.standalone(db, request, Some(protocol), waiter);
-    }
-
-    /// Sends a request that belongs to no route (PUBLISH) to a slot of the cluster.
-    pub fn submit_slot(&self, slot: u16, request: &Bytes, protocol: Protocol, to: ReplyTo) {
-        let ticket = self.0.sessions.enter(0);
-        let waiter = EngineWaiter::Direct { engine: self.0.clone(), to, ticket };
-        self.0.stores.cluster(slot, request, Some(protocol), waiter);
     }
 
     /// One request, awaited, on a link of this worker. It is not counted in: wrap it into a [`Guard`](crate::dual::Guard) where keys are touched.
@@ -483,6 +482,8 @@ impl Inner {
                 self.drains.borrow_mut().push((stage, drained));
                 self.look_at_drains();
             }
+            Message::Turned { done } => answer_after_turn(done),
+            Message::Turn { side, done } => self.channels.turn(side, done),
             Message::Open { table } => self.open(table),
             Message::Stop => {}
         }
@@ -529,6 +530,7 @@ impl Inner {
         }
         self.sessions.open();
         self.lanes.open();
+        self.publish_waiting();
         self.opened.notify_waiters();
     }
 

@@ -77,7 +77,7 @@ impl Traffic {
         let stride = self.stride.get();
         self.note(table, key, route_hash, |noted| noted.requests += u64::from(stride));
         self.taken.set(self.taken.get() + 1);
-        if self.taken.get() % LEVEL == 0 {
+        if self.taken.get().is_multiple_of(LEVEL) {
             self.stride.set((stride * 2).min(1 << 16));
         }
         // A random gap: a client that repeats a pattern must not be sampled at the same place of it each time.

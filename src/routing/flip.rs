@@ -30,7 +30,7 @@ pub enum Reason {
     NotNeighbours { next: Phase },
     #[error("{keys} keys may differ between the stores; they are repaired by themselves when both stores answer (see `cutover status`), or run `cutover verify {route} --repair`")]
     Divergence { keys: u64, route: RouteName },
-    #[error("the route is in doubt since an unclean stop or an earlier stay on the cluster; run `cutover backfill {route}`")]
+    #[error("the route is in doubt since an unclean stop, a store that was restarted or replaced, or an earlier stay on the cluster; wait for the backfill that runs (`cutover status`), or run `cutover backfill {route}`")]
     InDoubt { route: RouteName },
     #[error("the cluster is not known to hold every key; run `cutover backfill {route}`")]
     NotSynced { route: RouteName },

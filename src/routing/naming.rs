@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::command::{self, CommandSpec};
+use crate::command::{self, CommandSpec, Kind};
 use crate::resp::request::Request;
 use crate::resp::{reply, write};
 use crate::routing::{ClusterKeys, Table};
@@ -93,6 +93,7 @@ impl Table {
         match spec.name {
             "BLPOP" | "BRPOP" | "BZPOPMIN" | "BZPOPMAX" | "LMPOP" | "ZMPOP" | "BLMPOP" | "BZMPOP" => self.own_first(frame),
             "XREAD" | "XREADGROUP" => self.own_streams(frame),
+            _ if spec.kind == Kind::Script => self.own_values(spec, request, frame),
             _ => None,
         }
     }
@@ -125,6 +126,17 @@ impl Table {
         Some(out.freeze())
     }
 
+    /// A script may give back the names that it was given, at any depth.
+    fn own_values(&self, spec: &CommandSpec, request: &Request, frame: &[u8]) -> Option<Bytes> {
+        let keys = command::keys_of(spec, request)?;
+        let pair = |index: &usize| (self.cluster_name(request.arg(*index)), request.arg(*index));
+        let names: Vec<(Cow<'_, [u8]>, &[u8])> = keys.iter().map(pair).collect();
+        names.iter().find(|(name, _)| memchr::memmem::find(frame, name).is_some())?;
+        let mut out = BytesMut::with_capacity(frame.len());
+        replace_values(&mut out, frame, &names);
+        Some(out.freeze())
+    }
+
     /// Some errors name the key (NOGROUP).
     fn own_error(&self, spec: &CommandSpec, request: &Request, frame: &[u8]) -> Option<Bytes> {
         let mut text = frame.to_vec();
@@ -135,6 +147,20 @@ impl Table {
             }
         }
         (text != frame).then(|| text.into())
+    }
+}
+
+/// Copies a frame with every bulk string that is one of the names replaced. As deep as the scanner lets a frame be.
+fn replace_values(out: &mut BytesMut, frame: &[u8], names: &[(Cow<'_, [u8]>, &[u8])]) {
+    if let Some(cells) = reply::elements(frame) {
+        let head = cells.first().map_or(frame.len(), |cell| cell.start);
+        out.extend_from_slice(&frame[..head]);
+        return cells.into_iter().for_each(|cell| replace_values(out, &frame[cell], names));
+    }
+    let known = frame.starts_with(b"$").then(|| reply::bulk(frame)).flatten();
+    match known.and_then(|value| names.iter().find(|(name, _)| **name == *value)) {
+        Some((_, own)) => write::bulk(out, own),
+        None => out.extend_from_slice(frame),
     }
 }
 
@@ -184,5 +210,8 @@ mod tests {
         let error = own(b"-NOGROUP No such key '{-}s'\r\n").unwrap();
         assert_eq!(error, b"-NOGROUP No such key 's'\r\n".escape_ascii().to_string());
         assert_eq!(own(b"*-1\r\n"), None);
+        let eval = (command::lookup(b"EVAL").unwrap(), Request::from_args(&["EVAL", "x", "1", "k"]));
+        let given = table.own_reply(eval.0, &eval.1, b"*2\r\n*1\r\n$4\r\n{-}k\r\n$5\r\n{-}kk\r\n").unwrap();
+        assert_eq!(given, &b"*2\r\n*1\r\n$1\r\nk\r\n$5\r\n{-}kk\r\n"[..]);
     }
 }

@@ -4,17 +4,21 @@
 //! each command stands for itself and nothing is watched; else it is refused before anything ran. WATCH keeps a connection
 //! of its own to the store of its keys until the transaction ends.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
 
-use crate::command::{self, CommandSpec, Kind};
+use crate::command::{self, CommandSpec, Kind, Split};
 use crate::dual::lane::Outcome;
-use crate::dual::{Target, refusal_of};
+use crate::dual::{ReplyTo, Target, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::request::Request;
 use crate::resp::{reply, write};
-use crate::session::commands::outcome_of;
+use crate::routing::Side;
+use crate::session::commands::{Once, outcome_of};
 use crate::session::session::Session;
 use crate::session::split::{merge, parts_of};
 use crate::store::{LinkError, PrivateLink};
@@ -180,14 +184,20 @@ impl Session {
         if !self.is_moving_db() {
             keys.clear();
         }
-        // A command without a key runs beside the standalone's keys only.
-        let is_keyless = |spec: &CommandSpec| matches!(spec.keys, command::Keys::None);
+        // Planned when nothing of it flips: whether it is whole on one store depends on the table.
+        let publishes = commands.iter().any(|(_, spec)| spec.kind == Kind::Publish);
+        let engine = self.shared.engine.clone();
+        while engine.has_closed()
+            && ((publishes && engine.holds_publishers()) || keys.iter().any(|key| engine.is_gated(&engine.plan(key))))
+        {
+            engine.opened().await;
+        }
+        if publishes {
+            engine.subscribed().await;
+        }
         let whole = self.target_now("exec", &keys);
-        let fits = match &whole {
-            Ok(Target::Slot(_)) => !commands.iter().any(|(_, spec)| is_keyless(spec)),
-            Ok(_) => true,
-            Err(_) => false,
-        };
+        let channels = self.shared.engine.table().pubsub().leader();
+        let fits = whole.as_ref().is_ok_and(|target| commands.iter().all(|(_, spec)| fits_beside(spec, target, channels)));
         match (whole, watch) {
             (Ok(_), None) if fits => self.exec_whole(&commands, &keys).await,
             (whole, Some(watch)) if fits => self.exec_watched(&commands, &keys, watch, whole?).await,
@@ -283,6 +293,7 @@ impl Session {
         for (request, spec) in &commands {
             let views = self.keys(spec, request).ok_or(Refusal::Syntax)?;
             let stands_alone = match spec.kind {
+                _ if !self.is_moving_db() => true,
                 Kind::Split(_) | Kind::Publish | Kind::Keyless | Kind::Local => true,
                 Kind::Keyed => engine.is_simple(&views),
                 _ => false,
@@ -305,9 +316,23 @@ impl Session {
         Ok(out.freeze())
     }
 
+    /// How a command of the database that moves is split; elsewhere none is.
+    fn splits(&self, spec: &CommandSpec) -> Option<Split> {
+        match spec.kind {
+            Kind::Split(how) if self.is_moving_db() => Some(how),
+            _ => None,
+        }
+    }
+
     async fn run_one(&mut self, request: Request, spec: &'static CommandSpec) -> Result<Bytes, Refusal> {
-        let Kind::Split(how) = spec.kind else {
-            if matches!(spec.keys, command::Keys::None) {
+        let Some(how) = self.splits(spec) else {
+            if spec.kind == Kind::Publish {
+                let (sender, receiver) = oneshot::channel();
+                let to = ReplyTo { port: Rc::new(Once(RefCell::new(Some(sender)))), seq: 0 };
+                self.shared.engine.publish(request.bytes(), request.arg(1), self.protocol, to);
+                return receiver.await.unwrap_or(Err(Refusal::UnknownOutcome));
+            }
+            if matches!(spec.keys, command::Keys::None) || !self.is_moving_db() {
                 let target = Target::Standalone { db: self.db };
                 let answer = self.shared.engine.call(&target, request.bytes(), self.protocol).await;
                 return answer.map_err(|error| refusal_of(&error));
@@ -320,5 +345,16 @@ impl Session {
             parts.push(self.run_alone(part, spec).await?);
         }
         Ok(merge(how, &parts))
+    }
+}
+
+/// Whether a command may run in one transaction with keys on `target`: one without a key runs beside the standalone's only,
+/// and a message is published where its subscribers are.
+fn fits_beside(spec: &CommandSpec, target: &Target, channels: Side) -> bool {
+    let side = if matches!(target, Target::Standalone { .. }) { Side::Standalone } else { Side::Cluster };
+    match spec.kind {
+        // A shard channel has a slot of its own.
+        Kind::Publish => channels == side && (side == Side::Standalone || spec.name == "PUBLISH"),
+        _ => side == Side::Standalone || !matches!(spec.keys, command::Keys::None),
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Engine, EngineParts, Load, Message, Peers};
+use crate::dual::{Engine, EngineParts, Load, Message, Peers, Subscribing};
 use crate::metrics::Totals;
 use crate::routing::{Side, Table};
 use crate::session::clients::Clients;
@@ -44,6 +44,7 @@ pub struct WorkerParts {
     pub traffic: Arc<TrafficBook>,
     pub clients: Arc<Clients>,
     pub scripts: Arc<Scripts>,
+    pub subscribing: Arc<Subscribing>,
 }
 
 /// Binds the shared port once, so that a port that is taken is told before anything starts.
@@ -77,6 +78,7 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
         peers: parts.peers,
         journal: parts.journal,
         traffic: parts.traffic,
+        subscribing: parts.subscribing,
     });
     let dirty = Rc::new(Dirty::new(wake.clone()));
     let shared = Rc::new(Shared {

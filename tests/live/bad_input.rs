@@ -69,8 +69,11 @@ fn a_client_beyond_the_limit_and_one_without_the_password_are_told_so() {
     let limits = "max_clients = 2\npassword = \"secret\"";
     let proxy = Settings { listen: limits.into(), ..Settings::of(Stores::shared()) }.start();
     let mut first = Raw::to(proxy.port);
-    first.send(b"GET a\r\nAUTH wrong\r\nAUTH secret\r\nPING\r\n");
-    first.expect(b"-NOAUTH Authentication required.\r\n-WRONGPASS ");
+    first.send(b"GET a\r\nAUTH wrong\r\nAUTH nobody secret\r\nAUTH secret\r\nPING\r\n");
+    first.expect(b"-NOAUTH Authentication required.\r\n");
+    for _ in 0..2 {
+        first.expect(b"-WRONGPASS invalid username-password pair or user is disabled.\r\n");
+    }
     let _second = Raw::to(proxy.port);
     eventually("both are counted", || proxy.table()["clients"] == 2);
     assert_eq!(Raw::to(proxy.port).rest(), "-ERR max number of clients reached\r\n");

@@ -3,8 +3,10 @@
 mod common;
 
 mod bad_input;
+mod channels;
 mod commands;
 mod connection;
+mod differential;
 mod faults;
 mod keyspace;
 mod model;
