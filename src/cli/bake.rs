@@ -110,10 +110,8 @@ impl Watch<'_> {
                 passing.get_or_insert(format!("{route} is in doubt since an unclean stop, until a backfill has gone through it"));
             }
         }
-        for (name, store) in [("standalone", &facts.standalone), ("cluster", &facts.cluster)] {
-            if !store.up {
-                passing.get_or_insert(format!("the {name} does not answer"));
-            }
+        if let Some(store) = facts.silent_store() {
+            passing.get_or_insert(format!("the {store} does not answer"));
         }
         if let Some(reason) = &facts.refused {
             passing.get_or_insert(format!("the newest proxy.toml is refused: {reason}"));

@@ -1,6 +1,7 @@
 //! What the running proxy says of its routes, as a command needs it to decide what comes next.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde::Deserialize;
@@ -37,6 +38,25 @@ pub struct Store {
     pub up: bool,
 }
 
+/// How long a store may be silent before a command gives up on it: a failover takes some seconds.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Since when a store does not answer.
+#[derive(Debug, Default)]
+pub struct Silence(Option<Instant>);
+
+impl Silence {
+    /// Why to give up, if it is time to.
+    pub fn look(&mut self, facts: &Facts) -> Option<String> {
+        let Some(store) = facts.silent_store() else {
+            self.0 = None;
+            return None;
+        };
+        let since = *self.0.get_or_insert_with(Instant::now);
+        (since.elapsed() > SILENCE_MAX).then(|| format!("the {store} has not answered for {} s", SILENCE_MAX.as_secs()))
+    }
+}
+
 /// The adopted table, as shown.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -68,6 +88,15 @@ impl Facts {
             bail!("proxy.toml as it stands is refused, and so would every edit of it be; mend it first: {reason}");
         }
         Ok(facts)
+    }
+
+    /// The store that does not answer, if one does not.
+    pub fn silent_store(&self) -> Option<&'static str> {
+        match (self.standalone.up, self.cluster.up) {
+            (true, true) => None,
+            (false, _) => Some("standalone"),
+            (_, false) => Some("cluster"),
+        }
     }
 
     /// The phase of a line, or of the line that covers it.

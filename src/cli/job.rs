@@ -5,12 +5,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::cli::api_client::ApiClient;
-use crate::cli::interrupt::Interrupt;
 use crate::cli::lines::{self, Missing};
 use crate::cli::output::{ProgressLine, bar, say};
 use crate::cli::{DONE, REFUSED, Walk};
 use crate::config::Config;
 use crate::jobs::Kind;
+
+/// Between two looks at a job.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Begins and watches until the end.
 pub fn run(config: &Config, kind: Kind, walk: &Walk, repair: bool, as_json: bool) -> anyhow::Result<u8> {
@@ -19,7 +21,7 @@ pub fn run(config: &Config, kind: Kind, walk: &Walk, repair: bool, as_json: bool
     let body = json!({ "routes": routes, "all": walk.all, "rate": walk.rate, "repair": repair });
     let job = begin(&client, kind, &body)?;
     // Ctrl-C ends the watching as it ends any program: the job is the proxy's.
-    let job = watch(&client, job, ProgressLine::new(as_json), &Interrupt::default())?;
+    let job = watch(&client, job, ProgressLine::new(as_json), || Ok(Flow::GoOn))?;
     if as_json {
         say!("{job}");
     } else {
@@ -37,12 +39,20 @@ pub fn begin(client: &ApiClient, kind: Kind, body: &Value) -> anyhow::Result<Val
     client.post(path, body)
 }
 
-/// Watches a job until it ends, or until Ctrl-C; gives how it is then.
-pub fn watch(client: &ApiClient, mut job: Value, line: ProgressLine, interrupt: &Interrupt) -> anyhow::Result<Value> {
+/// Whether to go on watching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    GoOn,
+    Stop,
+}
+
+/// Watches a job until it ends, or until `look`, which is called between two looks at the job, says to stop; gives how the
+/// job is then.
+pub fn watch(client: &ApiClient, mut job: Value, line: ProgressLine, mut look: impl FnMut() -> anyhow::Result<Flow>) -> anyhow::Result<Value> {
     let id = job["id"].as_u64().unwrap_or(0);
-    while job["state"] == "running" && !interrupt.is_asked() {
+    while job["state"] == "running" && look()? == Flow::GoOn {
         line.show(|| progress(&job));
-        interrupt.sleep(Duration::from_millis(200));
+        std::thread::sleep(LOOK);
         job = client.get(&format!("/api/jobs/{id}"))?;
     }
     line.end();

@@ -98,10 +98,7 @@ pub struct Everyone {
 
 /// Walks both stores, gently, for providers that no line names.
 pub fn everyone(config: &Config, as_json: bool) -> anyhow::Result<Everyone> {
-    let routing = &config.routing;
-    let ranges = routing.ranges.iter().map(|(first, last, _)| format!("{first}..{last}"));
-    let lines = ranges.chain(routing.providers.iter().map(|(id, _)| id.clone())).collect();
-    let table = Table::build(routing, 1, None);
+    let table = Table::build(&config.routing, 1, None);
     let is_unnamed = |id: &str| table.provider_route(id.as_bytes()).name == RouteName::NewProviders;
     let mut unnamed = BTreeSet::new();
     let mut unusable = BTreeSet::new();
@@ -117,13 +114,20 @@ pub fn everyone(config: &Config, as_json: bool) -> anyhow::Result<Everyone> {
         let ids: Vec<String> = unusable.into_iter().collect();
         eprintln!("left out: {}: proxy.toml cannot name these ids, so they go by `new_providers`", ids.join(", "));
     }
-    Ok(Everyone { lines, unnamed: in_order(unnamed) })
+    Ok(Everyone { lines: providers(config), unnamed: in_order(unnamed) })
 }
 
-/// Numbers by their value, the rest behind them.
-fn in_order(ids: BTreeSet<String>) -> Vec<String> {
+/// The lines of all providers and ranges.
+pub fn providers(config: &Config) -> Vec<String> {
+    let ranges = config.routing.ranges.iter().map(|(first, last, _)| format!("{first}..{last}"));
+    in_order(ranges.chain(config.routing.providers.iter().map(|(id, _)| id.clone())))
+}
+
+/// Numbers and ranges by their value, the rest behind them.
+fn in_order(ids: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut ids: Vec<String> = ids.into_iter().collect();
-    ids.sort_by_key(|id| (id.parse::<u64>().unwrap_or(u64::MAX), id.clone()));
+    let number = |id: &str| id.split("..").next().and_then(|first| first.parse::<u64>().ok()).unwrap_or(u64::MAX);
+    ids.sort_by_cached_key(|id| (number(id), id.clone()));
     ids
 }
 
@@ -189,7 +193,7 @@ mod tests {
 
     #[test]
     fn ids_stand_in_the_order_of_their_numbers() {
-        let ids = ["10", "9", "b", "a"].map(str::to_string);
-        assert_eq!(in_order(ids.into_iter().collect()), ["9", "10", "a", "b"]);
+        let ids = ["10", "9", "b", "100..199", "a"].map(str::to_string);
+        assert_eq!(in_order(ids), ["9", "10", "100..199", "a", "b"]);
     }
 }

@@ -11,7 +11,8 @@ use serde_json::json;
 use crate::cli::api_client::ApiClient;
 use crate::cli::bake::{Baked, bake};
 use crate::cli::change::{self, Changed, Judgement};
-use crate::cli::facts::{Fact, Facts};
+use crate::cli::facts::{Fact, Facts, Silence};
+use crate::cli::job::Flow;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::lines::{self, Missing};
 use crate::cli::output::{ProgressLine, names, time, say};
@@ -23,6 +24,9 @@ use crate::routing::Phase;
 /// Routes that go together with `--all`: each backfill walks the whole standalone once, so one by one a thousand
 /// providers would walk it a thousand times; and what falls short still stops the rest.
 const TOGETHER_OF_ALL: usize = 100;
+
+/// How long a store gets to answer before a flip.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the way ended early.
 enum Stop {
@@ -142,12 +146,27 @@ impl Way<'_> {
         if changes.is_empty() {
             return Ok(());
         }
+        self.wait_for_stores(to)?;
         let flipped: Vec<String> = changes.iter().map(|(route, _)| route.clone()).collect();
         match change::change(self.config, self.path, &changes, Judgement::Stands)? {
             Changed::Adopted(took) => self.tell(&flipped, &to.to_string(), took, "adopted"),
             Changed::Refused(reason) => return Err(Stop::Short(reason)),
             Changed::Already => return Err(Stop::Short(format!("proxy.toml says {to} already, and the proxy goes by something else; `cutover status` tells"))),
             Changed::Written => return Err(Stop::Short("the proxy went away; start it again".into())),
+        }
+        Ok(())
+    }
+
+    /// A flip that needs a store which does not answer would only pile up what it misses. A proxy that has just been started
+    /// may not have reached it yet.
+    fn wait_for_stores(&self, to: Phase) -> Result<(), Stop> {
+        let deadline = Instant::now() + STORE_PATIENCE;
+        while let Some(store) = Facts::read(&self.client)?.silent_store() {
+            if Instant::now() >= deadline {
+                return Err(Stop::Short(format!("the {store} does not answer, and a route in phase {to} needs it; `cutover check` says more")));
+            }
+            self.check_interrupt()?;
+            self.interrupt.sleep(Duration::from_millis(100));
         }
         Ok(())
     }
@@ -169,9 +188,19 @@ impl Way<'_> {
         let began = Instant::now();
         let body = json!({ "routes": routes, "rate": self.asked.rate });
         let begun = job::begin(&self.client, kind, &body)?;
-        let ended = job::watch(&self.client, begun, self.line, &self.interrupt)?;
-        if ended["state"] == "running" {
-            return Err(Stop::Interrupted);
+        let (mut silence, mut reason, mut looks) = (Silence::default(), None, 0);
+        let ended = job::watch(&self.client, begun, self.line, || {
+            looks += 1;
+            // The whole table is large; a store is not silent for long enough in less than many looks.
+            if looks % 10 == 0 {
+                reason = silence.look(&Facts::read(&self.client)?);
+            }
+            Ok(if self.interrupt.is_asked() || reason.is_some() { Flow::Stop } else { Flow::GoOn })
+        })?;
+        match (ended["state"] == "running", reason) {
+            (true, Some(reason)) => return Err(Stop::Short(format!("{step}: {reason}; the walk goes on in the proxy and ends by itself"))),
+            (true, None) => return Err(Stop::Interrupted),
+            (false, _) => {}
         }
         let message = ended["message"].as_str().unwrap_or_default();
         if job::is_good(&ended) {

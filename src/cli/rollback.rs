@@ -25,7 +25,9 @@ pub fn run(config: &Config, path: &Path, asked: &Rollback, as_json: bool) -> any
     let client = ApiClient::new(config);
     let facts = Facts::of_adopted_file(&client)?;
     let routes = match asked.all {
-        // Those without a line go by `new_providers`: whatever is to go back gets a line.
+        // Who has no line goes by `new_providers`. Where that is `standalone`, nobody needs to be searched for.
+        true if facts.phase(config, "new_providers") == Some(Phase::Standalone) => lines::providers(config),
+        // Else whoever is to go back gets a line.
         true => {
             let everyone = lines::everyone(config, as_json)?;
             everyone.lines.into_iter().chain(everyone.unnamed).collect()
