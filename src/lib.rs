@@ -1,6 +1,7 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
 
 pub mod admin;
+pub mod audit;
 pub mod cli;
 pub mod command;
 pub mod config;

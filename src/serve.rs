@@ -22,6 +22,7 @@ use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admin;
+use crate::audit::Audit;
 use crate::config::{self, Config, StoreUrl};
 use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
@@ -144,7 +145,7 @@ impl Program {
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
         let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
-        let subscribing = Arc::new(Subscribing::default());
+        let (subscribing, audit) = (Arc::new(Subscribing::default()), Arc::new(Audit::default()));
         let mut workers = Vec::new();
         for ((number, inbox), listener) in inboxes.into_iter().enumerate().zip(listeners) {
             let parts = WorkerParts {
@@ -162,6 +163,7 @@ impl Program {
                 traffic: traffic.clone(),
                 clients: clients.clone(),
                 scripts: scripts.clone(),
+                audit: audit.clone(),
                 subscribing: subscribing.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
@@ -182,6 +184,7 @@ impl Program {
             tokio::spawn(topology::keep_fresh(stores.cluster, slot_map, refresh, loss.clone()));
         }
         let parts = admin::Parts {
+            audit,
             adopter: adopter.clone(),
             jobs: jobs.clone(),
             totals,

@@ -68,6 +68,11 @@ pub async fn adopted(State(parts): State<Parts>) -> Json<Value> {
     }))
 }
 
+/// What the application sent that will not work the same on a cluster.
+pub async fn audit(State(parts): State<Parts>) -> Json<Value> {
+    Json(json!({ "findings": parts.audit.findings(), "dropped": parts.audit.dropped(), "seconds": uptime(&parts).as_secs() }))
+}
+
 /// All jobs of this run.
 pub async fn jobs(State(parts): State<Parts>) -> Json<Value> {
     Json(json!({ "jobs": parts.jobs.list().iter().map(|job| job.view()).collect::<Vec<_>>() }))

@@ -14,6 +14,7 @@ use axum::middleware;
 use axum::response::Html;
 use axum::routing::{get, post};
 
+use crate::audit::Audit;
 use crate::dual::adopt::Adopter;
 use crate::dual::traffic::TrafficBook;
 use crate::jobs::Jobs;
@@ -26,6 +27,7 @@ pub struct Parts {
     pub jobs: Arc<Jobs>,
     pub totals: Arc<Totals>,
     pub traffic: Arc<TrafficBook>,
+    pub audit: Arc<Audit>,
     /// Calls that change something must carry it, if it is set.
     pub token: Option<String>,
     pub config_path: PathBuf,
@@ -58,6 +60,7 @@ fn router(parts: Parts) -> Router {
         .route("/api/providers", get(api::providers))
         .route("/api/table", get(api::table))
         .route("/api/adopted", get(api::adopted))
+        .route("/api/audit", get(api::audit))
         .route("/api/jobs", get(api::jobs))
         .route("/api/jobs/{id}", get(api::job))
         .merge(changes)

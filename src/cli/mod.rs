@@ -1,6 +1,7 @@
 //! The command line. Exit codes: 0 done, 1 refused or found different, 2 wrong usage or unusable config.
 
 mod api_client;
+mod audit;
 mod bake;
 mod change;
 mod check;
@@ -84,6 +85,13 @@ enum Command {
     /// what belongs to none of them is listed by how it begins, so that a missing pattern shows.
     #[command(verbatim_doc_comment)]
     Inventory(Inventory),
+    /// Shows what the application sent that will not work the same on a cluster, by route and client, with what to do.
+    ///
+    /// The proxy looks at what passes through it, in every phase: commands and transactions with keys in several slots or of
+    /// several routes, WATCH over slots, scripts without declared keys, SORT patterns, other databases, and what it refuses.
+    /// Let a day's traffic pass before the first move, then look here. Exits 1 if there is anything.
+    #[command(verbatim_doc_comment)]
+    Audit,
     /// Changes the phase of routes in the configuration, keeping its comments and layout, and waits until the running
     /// proxy has adopted it. A flip that could lose data is refused, and the file is put back.
     ///
@@ -261,6 +269,7 @@ fn execute(cli: &Cli, config: &Config) -> anyhow::Result<u8> {
         Command::Serve => crate::serve::run(config, &cli.config).map(|()| DONE),
         Command::Check => check::run(config, &cli.config, cli.json),
         Command::Status(asked) => status::run(config, asked, cli.json),
+        Command::Audit => audit::run(config, cli.json),
         Command::Inventory(asked) => inventory::run(config, asked, cli.json),
         Command::Move(asked) => change::run(config, &cli.config, asked, cli.json),
         Command::Migrate(asked) => migrate::run(config, &cli.config, asked, cli.json),

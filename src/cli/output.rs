@@ -10,12 +10,12 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// Prints a line. A reader that has what it wanted (`| head`) ends the command quietly, as other command lines do.
+/// Prints a line. A reader that has what it wanted (`| head`) ends the command quietly, and with 1, for it may not be done.
 #[allow(clippy::exit, reason = "there is nobody left to tell, and nothing that has to be undone")]
 pub fn print_line(text: fmt::Arguments<'_>) {
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(1),
         Err(error) => eprintln!("error: write output: {error}"),
     }
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::audit::Kind as Unlike;
 use crate::command::{self, CommandSpec, Kind};
 use crate::dual::lane::Outcome;
 use crate::dual::{ReplyPort, ReplyTo, Target, refusal_of};
@@ -41,8 +42,15 @@ impl Session {
             return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
         };
         self.wait_open(&request, &keys).await;
+        if matches!(spec.name, "SORT" | "SORT_RO") && (2..request.len()).any(|index| is_pattern_option(request.arg(index))) {
+            let route = engine.table().route_of(request.arg(1)).0.name.to_string();
+            self.audit(spec.name, Unlike::SortPattern, route, || request.arg(1).escape_ascii().to_string());
+        }
         if keys.len() > 1 {
             let views: Vec<&[u8]> = keys.iter().map(|index| request.arg(*index)).collect();
+            if spec.kind == Kind::Keyed {
+                self.audit_together(spec.name, Unlike::CrossSlot, &views);
+            }
             if !engine.is_simple(&views) {
                 let keys = keys.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect();
                 return Box::pin(self.run_whole(request, spec, keys)).await;
@@ -161,9 +169,12 @@ impl Session {
             return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
         };
         if !keys.is_empty() {
+            let views: Vec<&[u8]> = keys.iter().map(|index| request.arg(*index)).collect();
+            self.audit_together(spec.name, Unlike::CrossSlot, &views);
             let keys = keys.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect();
             return self.run_whole(request, spec, keys).await;
         }
+        self.audit(spec.name, Unlike::ScriptWithoutKeys, String::new(), || request.arg(1).escape_ascii().to_string());
         // What it touches undeclared is on the store of these, or the store says that it is not.
         let target = match engine.plan(b"").leader {
             Side::Standalone => Target::Standalone { db: self.db },
@@ -172,6 +183,11 @@ impl Session {
         let outcome = self.call_healed(&target, spec, &request).await.map_err(|error| refusal_of(&error));
         self.answer_with(outcome);
     }
+}
+
+/// Whether an argument of SORT names other keys by a pattern.
+fn is_pattern_option(arg: &[u8]) -> bool {
+    arg.eq_ignore_ascii_case(b"BY") || arg.eq_ignore_ascii_case(b"GET")
 }
 
 /// What an awaited answer says of the keys: an error may come from the middle of a script, so it counts as done.

@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::command::CommandSpec;
+use crate::audit::Kind as Unlike;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
@@ -34,6 +35,9 @@ impl Session {
             "SELECT" => match std::str::from_utf8(request.arg(1)).ok().and_then(|text| text.parse::<u32>().ok()) {
                 Some(db) if db < DATABASES => {
                     self.set_db(db);
+                    if !self.is_moving_db() {
+                        self.audit("select", Unlike::Database, String::new(), || format!("database {db}"));
+                    }
                     write::simple(&mut out, "OK");
                 }
                 Some(_) => write::error(&mut out, "ERR DB index is out of range"),

@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
+use crate::audit::{Audit, Kind as Unlike};
 use crate::command::{self, Access, CommandSpec, Kind};
 use crate::dual::{Engine, ReplyPort, ReplyTo, Target};
 use crate::resp::limits::Limits;
@@ -46,6 +47,7 @@ pub struct Shared {
     pub dirty: Rc<Dirty<Replies>>,
     pub clients: Arc<Clients>,
     pub scripts: Arc<Scripts>,
+    pub audit: Arc<Audit>,
     /// All sessions read into this, so that memory is held only by bytes that wait for something.
     pub arena: RefCell<BytesMut>,
 }
@@ -238,7 +240,10 @@ impl Session {
             Kind::Blocking => Box::pin(self.block(request, spec)).await,
             Kind::Script => Box::pin(self.script(request, spec)).await,
             Kind::Scan | Kind::KeyspaceWide => Box::pin(self.keyspace(request, spec)).await,
-            Kind::Refused(reason) => self.refuse(Refusal::NotSupported { command: spec.name.to_lowercase(), reason }),
+            Kind::Refused(reason) => {
+                self.audit(spec.name, Unlike::Refused, String::new(), || reason.into());
+                self.refuse(Refusal::NotSupported { command: spec.name.to_lowercase(), reason });
+            }
         }
         Flow::Continue
     }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
+use crate::audit::Kind as Unlike;
 use crate::command::{self, CommandSpec, Kind, Split};
 use crate::dual::lane::Outcome;
 use crate::dual::{ReplyTo, Target, refusal_of};
@@ -122,6 +123,9 @@ impl Session {
         if let Some(watch) = &self.transaction.watch {
             keys.extend(watch.keys.iter().cloned());
         }
+        if self.is_moving_db() {
+            self.audit_together("watch", Unlike::CrossWatch, &keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
+        }
         let target = self.target_now("watch", &keys)?;
         let mut link = match self.transaction.watch.take() {
             Some(watch) if watch.target == target => watch.link,
@@ -184,6 +188,8 @@ impl Session {
         if !self.is_moving_db() {
             keys.clear();
         }
+        let unlike = if watch.is_some() { Unlike::CrossWatch } else { Unlike::CrossTransaction };
+        self.audit_together("exec", unlike, &keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
         // Planned when nothing of it flips: whether it is whole on one store depends on the table.
         let publishes = commands.iter().any(|(_, spec)| spec.kind == Kind::Publish);
         let engine = self.shared.engine.clone();

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
+use crate::audit::Audit;
 use crate::dual::traffic::TrafficBook;
 use crate::dual::{Engine, EngineParts, Load, Message, Peers, Subscribing};
 use crate::metrics::Totals;
@@ -44,6 +45,7 @@ pub struct WorkerParts {
     pub traffic: Arc<TrafficBook>,
     pub clients: Arc<Clients>,
     pub scripts: Arc<Scripts>,
+    pub audit: Arc<Audit>,
     pub subscribing: Arc<Subscribing>,
 }
 
@@ -87,6 +89,7 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
         dirty: dirty.clone(),
         clients: parts.clients.clone(),
         scripts: parts.scripts,
+        audit: parts.audit,
         arena: RefCell::new(BytesMut::new()),
     });
     let flusher = tokio::task::spawn_local(async move {
