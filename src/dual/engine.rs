@@ -15,6 +15,7 @@ use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::command::CommandSpec;
+use crate::dual::effect::Question;
 use crate::dual::gate::{Gate, Ticket};
 use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Work};
@@ -63,8 +64,9 @@ pub enum EngineWaiter {
     Once(oneshot::Sender<Result<Bytes, LinkError>>),
     /// A step of a lane operation.
     Led { engine: Rc<Inner>, op: usize },
-    Expiry { engine: Rc<Inner>, op: usize },
+    Asked { engine: Rc<Inner>, op: usize, question: Question },
     Followed { engine: Rc<Inner>, op: usize },
+    Checked { engine: Rc<Inner>, op: usize },
 }
 
 impl Waiter for EngineWaiter {
@@ -79,8 +81,9 @@ impl Waiter for EngineWaiter {
                 let _ = sender.send(outcome.map(|reply| reply.to_bytes()));
             }
             Self::Led { engine, op } => engine.led(op, outcome),
-            Self::Expiry { engine, op } => engine.expiry(op, outcome),
+            Self::Asked { engine, op, question } => engine.asked(op, question, outcome),
             Self::Followed { engine, op } => engine.followed(op, outcome),
+            Self::Checked { engine, op } => engine.checked(op, outcome),
         }
     }
 }
