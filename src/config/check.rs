@@ -136,11 +136,9 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
     };
     let is_both = one_of(section.ack.as_ref(), ["leader", "both"], findings);
     let is_tagged = one_of(section.cluster_keys.as_ref(), ["same", "tagged"], findings);
-    for (unbuilt, text) in [(is_both, &section.ack), (is_tagged, &section.cluster_keys)] {
-        if let (true, Some(text)) = (unbuilt, text) {
-            let message = format!("`{}` is not built yet; cutover refuses it rather than do something else", text.get_ref());
-            findings.push(reporter.at(text.span(), message, None));
-        }
+    if let (true, Some(text)) = (is_tagged, &section.cluster_keys) {
+        let message = format!("`{}` is not built yet; cutover refuses it rather than do something else", text.get_ref());
+        findings.push(reporter.at(text.span(), message, None));
     }
     RoutingSpec {
         keys: Patterns(patterns),
