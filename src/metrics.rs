@@ -17,6 +17,10 @@ pub struct Totals {
     pub in_flight: AtomicU64,
     pub exceptional_keys: AtomicU64,
     pub diverged_keys: AtomicU64,
+    pub journal_keys: AtomicU64,
+    pub journal_bytes: AtomicU64,
+    /// 1 or 0.
+    pub journal_refused: AtomicU64,
     /// 1 or 0.
     pub standalone_up: AtomicU64,
     pub cluster_up: AtomicU64,
@@ -88,6 +92,9 @@ pub fn totals(page: &mut Page, totals: &Totals) {
     page.add("in_flight", Gauge, "Requests and copies that are not answered yet.", get(&totals.in_flight));
     page.add("exceptional_keys", Gauge, "Keys of which a lane has to remember something: a copy in flight, a divergence.", get(&totals.exceptional_keys));
     page.add("diverged_keys", Gauge, "Keys known or feared to differ between the stores.", get(&totals.diverged_keys));
+    page.add("journal_keys", Gauge, "Diverged keys that the journal on disk names.", get(&totals.journal_keys));
+    page.add("journal_bytes", Gauge, "Size of the journal's file.", get(&totals.journal_bytes));
+    page.add("journal_refused", Gauge, "Whether the disk refuses the journal, so that writes which need it are not answered.", get(&totals.journal_refused));
     let up = [("standalone", &totals.standalone_up), ("cluster", &totals.cluster_up)];
     page.family("store_up", Gauge, "Whether the store answers.", up.map(|(side, up)| (label(&[("store", side)]), get(up))));
 }

@@ -5,6 +5,7 @@ mod common;
 mod bad_input;
 mod commands;
 mod connection;
+mod disk;
 mod effects;
 mod faults;
 mod keyspace;
