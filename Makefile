@@ -18,9 +18,12 @@ test: .venv/.done
 	cargo doc --locked --no-deps --quiet
 	.venv/bin/python tests/clients/clients.py
 
-# The pieces, and the whole against a bare Redis.
+# The pieces, then the whole in its three roles against a bare Redis.
 bench:
-	cargo bench --locked
+	@docker/local.sh get-redis
+	cargo bench --locked --bench pieces
+	cargo build --locked --release
+	python3 benches/whole.py
 
 .venv/.done: tests/requirements.txt
 	python3 -m venv .venv

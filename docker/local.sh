@@ -33,6 +33,38 @@ wait_for() {
     fail "nothing answers on port $1; see $2"
 }
 
+# The command line of a process; nothing if there is none.
+command_of() {
+    if [ -d /proc/self ]; then
+        tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" || true
+    else
+        ps -p "$1" -o args= || true
+    fi
+}
+
+# is_process PID PATTERN: there is one, and it is still the one that is meant.
+is_process() { [[ "$(command_of "$1")" == $2 ]]; }
+
+# runs PIDFILE PATTERN
+runs() {
+    local pid
+    pid=$(cat "$1" 2>/dev/null) && [ -n "$pid" ] && is_process "$pid" "$2"
+}
+
+# stop NAME PIDFILE PATTERN: asks it to end, and waits until it has.
+stop() {
+    runs "$2" "$3" || return 0
+    local pid
+    pid=$(cat "$2")
+    kill "$pid"
+    for _ in $(seq 200); do
+        is_process "$pid" "$3" || { say "stopped $1"; return; }
+        sleep 0.1
+    done
+    say "$1 did not end within 20 s of SIGTERM: killing it"
+    kill -9 "$pid"
+}
+
 # start_redis DIRECTORY PORT [ARGUMENTS]
 start_redis() {
     local directory=$1 port=$2
@@ -55,13 +87,15 @@ stores() {
     for port in "${CLUSTER_PORTS[@]}"; do
         start_redis "$LOCAL/cluster/$port" "$port" --cluster-enabled yes --cluster-config-file nodes.conf --cluster-node-timeout 5000
     done
-    if ! redis-cli -p "${CLUSTER_PORTS[0]}" cluster info | grep -q cluster_state:ok; then
-        # After a restart the nodes find each other by themselves; only a new one has to be made.
-        if redis-cli -p "${CLUSTER_PORTS[0]}" cluster info | grep -q '^cluster_known_nodes:1\b'; then
-            say "creating the cluster"
-            redis-cli --cluster create "${CLUSTER_PORTS[@]/#/127.0.0.1:}" --cluster-replicas 1 --cluster-yes >"$LOCAL/cluster/create.log" ||
-                fail "the cluster could not be created; see $LOCAL/cluster/create.log"
-        fi
+    # After a restart the nodes find each other by themselves; only new ones have to be made a cluster.
+    local info
+    info=$(redis-cli -p "${CLUSTER_PORTS[0]}" cluster info)
+    if grep -q '^cluster_known_nodes:1\b' <<<"$info"; then
+        say "creating the cluster"
+        redis-cli --cluster create "${CLUSTER_PORTS[@]/#/127.0.0.1:}" --cluster-replicas 1 --cluster-yes >"$LOCAL/cluster/create.log" ||
+            fail "the cluster could not be created; see $LOCAL/cluster/create.log"
+    elif ! grep -q '^cluster_slots_assigned:16384\b' <<<"$info"; then
+        fail "the cluster was left half made; make down, rm -r $LOCAL/cluster, make up"
     fi
     for port in "${CLUSTER_PORTS[@]}"; do
         for _ in $(seq 300); do
@@ -72,17 +106,31 @@ stores() {
     done
 }
 
-proxy_runs() { [ -f "$LOCAL/proxy.pid" ] && kill -0 "$(cat "$LOCAL/proxy.pid")" 2>/dev/null; }
+proxy_runs() { runs "$LOCAL/proxy.pid" "*cutover serve*"; }
 
 proxy() {
     command -v cargo >/dev/null || fail "cargo is missing; install Rust from https://rustup.rs"
-    say "building the proxy"
-    cargo build --release --quiet
-    if ! proxy_runs; then
-        nohup "$BINARY" serve >>"$LOCAL/proxy.log" 2>&1 </dev/null &
-        echo $! >"$LOCAL/proxy.pid"
+    say "building the proxy (the first time takes some minutes)"
+    cargo build --release --locked --quiet
+    if proxy_runs; then
+        [ "$(cksum <"$BINARY")" != "$(cat "$LOCAL/proxy.cksum" 2>/dev/null)" ] || return 0
+        say "the proxy that runs is an older build: restarting it"
+        stop "the proxy" "$LOCAL/proxy.pid" "*cutover serve*"
+    elif answers "$PROXY_PORT"; then
+        fail "port $PROXY_PORT is taken by another program that answers as a Redis; stop it first"
     fi
-    wait_for "$PROXY_PORT" "$LOCAL/proxy.log"
+    cksum <"$BINARY" >"$LOCAL/proxy.cksum"
+    # A process group of its own (set -m), so that a Ctrl-C meant for the demo does not end the proxy.
+    set -m
+    nohup "$BINARY" serve >>"$LOCAL/proxy.log" 2>&1 </dev/null &
+    set +m
+    echo $! >"$LOCAL/proxy.pid"
+    for _ in $(seq 100); do
+        answers "$PROXY_PORT" && return
+        sleep 0.1
+        proxy_runs || { tail -n 5 "$LOCAL/proxy.log" >&2; fail "the proxy ended at once; the lines above are from $LOCAL/proxy.log"; }
+    done
+    fail "the proxy does not answer on port $PROXY_PORT; see $LOCAL/proxy.log"
 }
 
 seed() {
@@ -107,6 +155,11 @@ up() {
     stores
     proxy
     seed
+    # The proxy answers a PING by itself; ready it is with both stores.
+    for _ in $(seq 100); do
+        [[ "$("$BINARY" status)" == *"standalone answers   cluster answers"* ]] && break
+        sleep 0.1
+    done
     say ""
     say "REDIS_URL=redis://127.0.0.1:$PROXY_PORT/0"
     say "dashboard: http://127.0.0.1:9380/"
@@ -118,17 +171,12 @@ up() {
 }
 
 down() {
-    if proxy_runs; then
-        local pid
-        pid=$(cat "$LOCAL/proxy.pid")
-        kill "$pid"
-        for _ in $(seq 150); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-    fi
+    stop "the proxy" "$LOCAL/proxy.pid" "*cutover serve*"
     rm -f "$LOCAL/proxy.pid"
-    for file in "$LOCAL"/standalone/redis.pid "$LOCAL"/cluster/*/redis.pid; do
-        [ -f "$file" ] && kill "$(cat "$file")" 2>/dev/null && say "stopped ${file%/redis.pid}"
+    stop "the standalone" "$LOCAL/standalone/redis.pid" "*redis-server*:$STANDALONE_PORT*"
+    for port in "${CLUSTER_PORTS[@]}"; do
+        stop "cluster node $port" "$LOCAL/cluster/$port/redis.pid" "*redis-server*:$port*"
     done
-    return 0
 }
 
 case "${1:-}" in
@@ -137,5 +185,5 @@ case "${1:-}" in
     stores) stores ;;
     get-redis) get_redis ;;
     seed) seed ;;
-    *) fail "usage: local.sh up|down|stores|seed" ;;
+    *) fail "usage: local.sh up|down|stores|seed|get-redis" ;;
 esac

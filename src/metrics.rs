@@ -24,7 +24,16 @@ pub struct Totals {
     /// 1 or 0.
     pub standalone_up: AtomicU64,
     pub cluster_up: AtomicU64,
+    /// Of a PING; 0: not known.
+    pub standalone_latency_us: AtomicU64,
+    pub cluster_latency_us: AtomicU64,
+    /// In the order of [`REASONS`].
+    pub refused: [AtomicU64; REASONS.len()],
 }
+
+/// Why the proxy answered with an error of its own. `request`: the request itself was wrong (unknown command, wrong number
+/// of arguments, no password).
+pub const REASONS: [&str; 5] = ["crossslot", "not_supported", "store_down", "unknown_outcome", "request"];
 
 /// Reads a total.
 pub fn get(total: &AtomicU64) -> u64 {
@@ -95,6 +104,12 @@ pub fn totals(page: &mut Page, totals: &Totals) {
     page.add("journal_keys", Gauge, "Diverged keys that the journal on disk names.", get(&totals.journal_keys));
     page.add("journal_bytes", Gauge, "Size of the journal's file.", get(&totals.journal_bytes));
     page.add("journal_refused", Gauge, "Whether the disk refuses the journal, so that writes which need it are not answered.", get(&totals.journal_refused));
+    let refused = REASONS.iter().zip(&totals.refused).map(|(reason, count)| (label(&[("reason", reason)]), get(count)));
+    page.family("refused_requests_total", Counter, "Requests that the proxy answered with an error of its own, by reason.", refused);
+    let latencies = [("standalone", &totals.standalone_latency_us), ("cluster", &totals.cluster_latency_us)];
+    let known = latencies.iter().filter(|(_, micros)| get(micros) > 0);
+    let seconds = known.map(|(side, micros)| (label(&[("store", side)]), get(micros) as f64 / 1e6));
+    page.family("store_latency_seconds", Gauge, "Time of the last PING behind the requests that wait on a link; of the cluster's slowest primary.", seconds);
     let up = [("standalone", &totals.standalone_up), ("cluster", &totals.cluster_up)];
     page.family("store_up", Gauge, "Whether the store answers.", up.map(|(side, up)| (label(&[("store", side)]), get(up))));
 }

@@ -4,7 +4,7 @@
 //! (adoption of new tables, jobs, the admin server, the cluster's layout).
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,15 +26,16 @@ use crate::config::{self, Config, StoreUrl};
 use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
 use crate::dual::state::{Snapshot, StateFile};
+use crate::dual::traffic::TrafficBook;
 use crate::dual::{Message, Peers};
 use crate::jobs::{self, Jobs};
 use crate::metrics::Totals;
 use crate::resp::limits::Limits;
 use crate::routing::{Phase, RouteName, Table};
-use crate::session::{Clients, SessionLimits};
+use crate::session::{Clients, Scripts, SessionLimits};
 use crate::session::worker::{self, WorkerParts};
 use crate::store::link::Endpoint;
-use crate::store::{Login, SlotMap, StoresConfig, Timeouts, topology};
+use crate::store::{Login, Loss, SlotMap, StoresConfig, Timeouts, topology};
 
 /// The same number on every Linux but MIPS.
 const SIGXFSZ: i32 = 25;
@@ -87,10 +88,13 @@ fn lock(directory: &Path) -> anyhow::Result<File> {
     std::fs::create_dir_all(directory).with_context(|| format!("create state directory {}", directory.display()))?;
     let path = directory.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    file.try_lock().map_err(|_| {
-        anyhow::anyhow!("another cutover runs with the state directory {}; stop it, or give this one a [state] directory of its own", directory.display())
-    })?;
-    Ok(file)
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            anyhow::bail!("another cutover runs with the state directory {}; stop it, or give this one a [state] directory of its own", directory.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
 }
 
 type LevelHandle = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
@@ -125,6 +129,7 @@ struct Program {
     jobs: Arc<Jobs>,
     peers: Peers,
     workers: Vec<JoinHandle<std::io::Result<bool>>>,
+    loss: Arc<Loss>,
     config: Config,
 }
 
@@ -145,19 +150,22 @@ impl Program {
         let peers = Peers(Arc::new(senders));
         let slot_map = Arc::new(ArcSwap::from_pointee(SlotMap::default()));
         let refresh = Arc::new(Notify::new());
+        let loss = Arc::new(Loss::default());
         let stores = StoresConfig {
             standalone: standalone(config),
             cluster: seeds(config),
             slot_map: slot_map.clone(),
             refresh: refresh.clone(),
+            loss: loss.clone(),
             queue_bytes_max: config.cluster.as_ref().map_or(0, |store| store.queue_bytes).max(config.standalone.queue_bytes),
         };
         let listeners = listeners(config.listen.address, count)?;
         let admin_listener = std::net::TcpListener::bind(config.admin.address)
             .with_context(|| format!("listen on the admin address {}", config.admin.address))?;
+        let traffic = Arc::new(TrafficBook::default());
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
-        let clients = Arc::new(Clients::default());
+        let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
         let mut workers = Vec::new();
         for ((number, inbox), listener) in inboxes.into_iter().enumerate().zip(listeners) {
             let parts = WorkerParts {
@@ -172,12 +180,14 @@ impl Program {
                 inbox,
                 journal: journal.clone(),
                 totals: totals.clone(),
+                traffic: traffic.clone(),
                 clients: clients.clone(),
+                scripts: scripts.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             workers.push(thread.spawn(move || worker::run(parts, listener))?);
         }
-        let adopter = Arc::new(Adopter::new(table, peers.clone(), state, config.flip_timeout));
+        let adopter = Arc::new(Adopter::new(table, peers.clone(), state, config.flip_timeout, loss.clone()));
         let context = jobs::Context {
             adopter: adopter.clone(),
             peers: peers.clone(),
@@ -185,21 +195,23 @@ impl Program {
             seeds: stores.cluster.clone(),
             slot_map: slot_map.clone(),
             refresh: refresh.clone(),
+            copied: jobs::Copied::default(),
         };
         let jobs = Jobs::new(context);
         if !stores.cluster.is_empty() {
-            tokio::spawn(topology::keep_fresh(stores.cluster, slot_map, refresh));
+            tokio::spawn(topology::keep_fresh(stores.cluster, slot_map, refresh, loss.clone()));
         }
         let parts = admin::Parts {
             adopter: adopter.clone(),
             jobs: jobs.clone(),
             totals,
+            traffic,
             token: config.admin.token.clone(),
             config_path: path.to_path_buf(),
             started: Instant::now(),
         };
         tokio::spawn(admin::serve(admin_listener, parts));
-        Ok(Self { adopter, jobs, peers, workers, config: config.clone() })
+        Ok(Self { adopter, jobs, peers, workers, loss, config: config.clone() })
     }
 
     /// What an earlier run left open.
@@ -210,10 +222,13 @@ impl Program {
         for key in diverged {
             self.peers.send(self.peers.lane_of(&key), Message::Recover { key });
         }
-        self.backfill(|table| {
-            let doubtful = table.routes().iter().filter(|route| route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt()));
-            doubtful.map(|route| route.name.clone()).collect()
-        });
+        self.backfill(doubtful);
+    }
+
+    /// A store may have lost what it acknowledged: every dual route is walked again.
+    fn doubt(&self) {
+        self.adopter.note_loss();
+        self.backfill(doubtful);
     }
 
     fn backfill(&self, of: impl Fn(&Table) -> Vec<RouteName>) {
@@ -242,6 +257,7 @@ impl Program {
         loop {
             tokio::select! {
                 Some(()) = changes.recv() => self.reload(path, &level).await,
+                () = self.loss.told() => self.doubt(),
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
@@ -293,6 +309,12 @@ impl Program {
         }
         Ok(())
     }
+}
+
+/// The dual routes of which any key may differ.
+fn doubtful(table: &Table) -> Vec<RouteName> {
+    let doubtful = table.routes().iter().filter(|route| route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt()));
+    doubtful.map(|route| route.name.clone()).collect()
 }
 
 /// Settings that a running proxy cannot change.

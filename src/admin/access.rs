@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn a_page_of_another_origin_is_foreign_and_a_command_line_is_not() {
         let host = (header::HOST, "127.0.0.1:9380");
-        assert!(!is_foreign(&headers(&[host.clone()])));
+        assert!(!is_foreign(&headers(std::slice::from_ref(&host))));
         assert!(!is_foreign(&headers(&[host.clone(), (header::ORIGIN, "http://127.0.0.1:9380")])));
         assert!(is_foreign(&headers(&[host.clone(), (header::ORIGIN, "https://evil.example")])));
         assert!(is_foreign(&headers(&[host, (header::ORIGIN, "null")])));

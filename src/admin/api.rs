@@ -1,15 +1,18 @@
 //! JSON for the command line, the dashboard and whoever scripts against the proxy.
 
+use std::collections::HashMap;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::admin::routes::{self, Traffic};
 use crate::admin::{Parts, uptime};
 use crate::jobs::{self, JobView, Options};
 use crate::metrics;
-use crate::routing::{Coverage, Route, RouteName, Table};
+use crate::routing::{Route, RouteName, Table};
 
 /// An error as the API says it.
 type Refused = (StatusCode, Json<Value>);
@@ -18,66 +21,50 @@ fn refused(status: StatusCode, reason: impl Into<String>) -> Refused {
     (status, Json(json!({ "error": reason.into() })))
 }
 
-/// One route, as shown.
-#[derive(Debug, Serialize)]
-struct RouteView {
-    /// A provider's id, a range, a prefix, `new_providers` or `other_keys`.
-    id: String,
-    kind: &'static str,
-    phase: String,
-    leader: String,
-    follower: Option<String>,
-    synced: bool,
-    /// `standalone-only`, `cluster-only` or `both`; none in a phase with one store.
-    coverage: Option<Coverage>,
-    in_doubt: bool,
-    open_divergence: u64,
-}
-
-fn view(route: &Route) -> RouteView {
-    let dual = route.dual.as_deref();
-    RouteView {
-        id: route.name.to_string(),
-        kind: match route.name {
-            RouteName::Provider(_) => "provider",
-            RouteName::Range(..) => "range",
-            RouteName::Prefix(_) => "prefix",
-            RouteName::NewProviders | RouteName::OtherKeys => "default",
-        },
-        phase: route.phase.to_string(),
-        leader: route.phase.leader().to_string(),
-        follower: route.phase.follower().map(|side| side.to_string()),
-        synced: dual.is_some_and(|dual| dual.is_synced()),
-        coverage: dual.map(|dual| dual.coverage()),
-        in_doubt: dual.is_some_and(|dual| dual.is_in_doubt()),
-        open_divergence: dual.map_or(0, |dual| dual.divergence()),
-    }
-}
-
-/// Every provider that the table names.
+/// Every provider that the table names or that was seen in traffic.
 pub async fn providers(State(parts): State<Parts>) -> Json<Value> {
     let table = parts.adopter.table();
-    let named = table.routes().iter().filter(|route| matches!(route.name, RouteName::Provider(_) | RouteName::Range(..)));
-    Json(json!({ "table_version": table.version(), "providers": named.map(view).collect::<Vec<_>>() }))
+    let traffic = Traffic::now(&parts, &table);
+    let is_provider = |route: &Route| matches!(route.name, RouteName::Provider(_) | RouteName::Range(..));
+    let mut shown = routes::lines(&parts, &table, &traffic, is_provider);
+    shown.extend(routes::others(&table, &traffic));
+    Json(json!({ "table_version": table.version(), "providers": shown }))
 }
 
 /// The adopted table, why the newest file was refused if it was, and how the stores are.
 pub async fn table(State(parts): State<Parts>) -> Json<Value> {
     let table = parts.adopter.table();
+    let traffic = Traffic::now(&parts, &table);
+    let totals = &parts.totals;
+    let store = |up, latency_us| {
+        let micros = metrics::get(latency_us);
+        json!({ "up": metrics::get(up) == 1, "latency_ms": (micros > 0).then(|| micros as f64 / 1e3) })
+    };
+    let refused = metrics::REASONS.iter().zip(&totals.refused).map(|(reason, count)| (*reason, metrics::get(count)));
     Json(json!({
         "table_version": table.version(),
         "config": parts.config_path,
         "considered_crc": parts.adopter.considered(),
         "refused": parts.adopter.refused(),
         "pubsub": table.pubsub(),
-        "routes": table.routes().iter().map(view).collect::<Vec<_>>(),
+        "routes": routes::lines(&parts, &table, &traffic, |_| true),
         "stores": {
-            "standalone": { "up": metrics::get(&parts.totals.standalone_up) == 1 },
-            "cluster": { "up": metrics::get(&parts.totals.cluster_up) == 1 },
+            "standalone": store(&totals.standalone_up, &totals.standalone_latency_us),
+            "cluster": store(&totals.cluster_up, &totals.cluster_latency_us),
         },
-        "clients": metrics::get(&parts.totals.clients),
-        "requests_total": metrics::get(&parts.totals.requests),
+        "clients": metrics::get(&totals.clients),
+        "requests_total": metrics::get(&totals.requests),
+        "refused_requests": refused.collect::<HashMap<_, _>>(),
         "uptime_seconds": uptime(&parts).as_secs(),
+    }))
+}
+
+/// Only what tells whether a file was adopted: asked for often while somebody waits for it.
+pub async fn adopted(State(parts): State<Parts>) -> Json<Value> {
+    Json(json!({
+        "table_version": parts.adopter.table().version(),
+        "considered_crc": parts.adopter.considered(),
+        "refused": parts.adopter.refused(),
     }))
 }
 
@@ -129,7 +116,7 @@ fn start(parts: &Parts, kind: jobs::Kind, asked: &JobRequest) -> Result<Json<Job
     let table = parts.adopter.table();
     let routes = match asked.all {
         true => table.routes().iter().filter(|route| route.dual.is_some()).map(|route| route.name.clone()).collect(),
-        false => asked.routes.iter().map(|name| named(&table, name)).collect::<Result<Vec<_>, _>>()?,
+        false => named(&table, &asked.routes)?,
     };
     if routes.is_empty() {
         let reason = if asked.all { "no route is in a dual phase" } else { "name at least one route" };
@@ -140,10 +127,15 @@ fn start(parts: &Parts, kind: jobs::Kind, asked: &JobRequest) -> Result<Json<Job
     Ok(Json(job.view()))
 }
 
-fn named(table: &Table, name: &str) -> Result<RouteName, Refused> {
-    let found = table.routes().iter().find(|route| route.name.to_string() == name);
-    found.map(|route| route.name.clone()).ok_or_else(|| {
-        let reason = format!("the table has no line for `{name}`; `cutover status` lists the routes");
-        refused(StatusCode::NOT_FOUND, reason)
-    })
+/// Routes by the names of their lines.
+fn named(table: &Table, names: &[String]) -> Result<Vec<RouteName>, Refused> {
+    let known: HashMap<String, &RouteName> = table.routes().iter().map(|route| (route.name.to_string(), &route.name)).collect();
+    let find = |name: &String| {
+        known.get(name).copied().cloned().ok_or_else(|| {
+            let line = &table.provider_route(name.as_bytes()).name;
+            let reason = format!("the table has no line for `{name}`: as a provider it goes by `{line}`; name that, or give it a line with `cutover move {name} --to PHASE`");
+            refused(StatusCode::NOT_FOUND, reason)
+        })
+    };
+    names.iter().map(find).collect()
 }

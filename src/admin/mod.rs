@@ -3,6 +3,7 @@
 mod access;
 mod api;
 mod health;
+mod routes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use axum::response::Html;
 use axum::routing::{get, post};
 
 use crate::dual::adopt::Adopter;
+use crate::dual::traffic::TrafficBook;
 use crate::jobs::Jobs;
 use crate::metrics::Totals;
 
@@ -23,6 +25,7 @@ pub struct Parts {
     pub adopter: Arc<Adopter>,
     pub jobs: Arc<Jobs>,
     pub totals: Arc<Totals>,
+    pub traffic: Arc<TrafficBook>,
     /// Calls that change something must carry it, if it is set.
     pub token: Option<String>,
     pub config_path: PathBuf,
@@ -54,6 +57,7 @@ fn router(parts: Parts) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/api/providers", get(api::providers))
         .route("/api/table", get(api::table))
+        .route("/api/adopted", get(api::adopted))
         .route("/api/jobs", get(api::jobs))
         .route("/api/jobs/{id}", get(api::job))
         .merge(changes)

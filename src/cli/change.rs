@@ -1,4 +1,4 @@
-//! `cutover move`: one word of the file, and the wait for the running proxy.
+//! Phases changed in proxy.toml, in one edit, and the wait for the running proxy. `cutover move` is this and no more.
 
 use std::fs;
 use std::io::Write;
@@ -9,64 +9,107 @@ use anyhow::{Context, bail};
 use serde_json::json;
 
 use crate::cli::api_client::ApiClient;
-use crate::cli::{DONE, REFUSED};
+use crate::cli::interrupt::Interrupt;
+use crate::cli::lines::{self, Missing};
+use crate::cli::output::{names, time};
+use crate::cli::{DONE, Move, REFUSED};
 use crate::config::{self, Config, edit};
 use crate::routing::Phase;
 
 /// How long the proxy gets beyond `flip_timeout`, which it may use up twice (repairs, then the drain).
 const GRACE: Duration = Duration::from_secs(10);
 
+/// Whether the proxy is to judge the flips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    Stands,
+    /// `--force`: overridden, for this one edit.
+    Forced,
+}
+
+/// What came of an edit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// The file said so before.
+    Already,
+    Adopted(Duration),
+    /// No proxy runs with this file: whichever starts next judges it.
+    Written,
+    /// Why; the file is as it was before.
+    Refused(String),
+}
+
 /// Edits, waits, and puts the file back if it was refused.
-pub fn run(config: &Config, path: &Path, routes: &[String], to: Phase, force: bool, as_json: bool) -> anyhow::Result<u8> {
+pub fn change(config: &Config, path: &Path, changes: &[(String, Phase)], judgement: Judgement) -> anyhow::Result<Changed> {
     let before = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let mut after = before.clone();
-    for route in routes {
-        after = edit::set_phase(&after, route, to).with_context(|| format!("edit {}", path.display()))?;
-    }
+    let after = edit::set_phases(&before, changes).with_context(|| format!("edit {}", path.display()))?;
     if after == before {
-        println!("{} {} in phase {to} already", routes.join(", "), if routes.len() == 1 { "is" } else { "are" });
-        return Ok(DONE);
+        return Ok(Changed::Already);
     }
-    let proposed = if force { edit::add_force(&after, routes).context("edit force")? } else { after.clone() };
+    let routes: Vec<String> = changes.iter().map(|(route, _)| route.clone()).collect();
+    let proposed = match judgement {
+        Judgement::Forced => edit::add_force(&after, &routes).context("edit force")?,
+        Judgement::Stands => after.clone(),
+    };
     let client = ApiClient::new(config);
-    let is_running = client.get("/api/table").is_ok();
+    let is_running = client.get("/api/adopted").is_ok();
     write(path, &proposed)?;
     if let Err(report) = config::load(path) {
         write(path, &before)?;
         bail!("the edited file would not be usable, so it was put back:\n{report}");
     }
     if !is_running {
-        println!("{} now says {to} for {}; no proxy runs with it, so the flip is judged when one starts", path.display(), routes.join(", "));
-        return Ok(DONE);
+        return Ok(Changed::Written);
     }
-    let outcome = wait(&client, &proposed, config.flip_timeout * 2 + GRACE);
-    match outcome {
+    match wait(&client, &proposed, config.flip_timeout * 2 + GRACE) {
         Ok(took) => {
-            if force {
+            if judgement == Judgement::Forced {
                 // The override was for this one flip.
-                write(path, &after)?;
+                restore(path, &after, &client)?;
             }
-            report(routes, to, took, as_json);
-            Ok(DONE)
+            Ok(Changed::Adopted(took))
         }
         Err(reason) => {
-            write(path, &before)?;
-            if as_json {
-                println!("{}", json!({ "routes": routes, "to": to, "refused": reason }));
-            } else {
-                eprintln!("refused: {reason}\n{} is as it was before", path.display());
-            }
-            Ok(REFUSED)
+            restore(path, &before, &client)?;
+            Ok(Changed::Refused(reason))
         }
     }
 }
 
-fn report(routes: &[String], to: Phase, took: Duration, as_json: bool) {
-    let ms = took.as_secs_f64() * 1e3;
-    match as_json {
-        true => println!("{}", json!({ "routes": routes, "to": to, "adopted_ms": ms })),
-        false => println!("{} → {to}, adopted in {ms:.0} ms", routes.join(", ")),
+/// `cutover move`.
+pub fn run(config: &Config, path: &Path, asked: &Move, as_json: bool) -> anyhow::Result<u8> {
+    let (to, judgement) = (asked.to, if asked.force { Judgement::Forced } else { Judgement::Stands });
+    let routes = match asked.all {
+        true => {
+            let everyone = lines::everyone(config, as_json)?;
+            everyone.lines.into_iter().chain(everyone.unnamed).collect()
+        }
+        false => lines::select(config, &asked.routes, Missing::GetsLine)?,
+    };
+    if routes.is_empty() {
+        bail!("there is no provider: proxy.toml names none, and no key in the stores fits the patterns of routing.keys");
     }
+    // From here on Ctrl-C waits for the proxy's answer, so that a refused edit is put back and a force is taken out.
+    let _interrupt = Interrupt::listen()?;
+    let changes: Vec<(String, Phase)> = routes.iter().map(|route| (route.clone(), to)).collect();
+    let changed = change(config, path, &changes, judgement)?;
+    let named = names(&routes);
+    if as_json {
+        let (adopted_ms, refused) = match &changed {
+            Changed::Adopted(took) => (Some(took.as_secs_f64() * 1e3), None),
+            Changed::Refused(reason) => (None, Some(reason)),
+            Changed::Already | Changed::Written => (None, None),
+        };
+        println!("{}", json!({ "routes": routes, "to": to, "adopted_ms": adopted_ms, "refused": refused }));
+    } else {
+        match &changed {
+            Changed::Already => println!("{named} {} in phase {to} already", if routes.len() == 1 { "is" } else { "are" }),
+            Changed::Adopted(took) => println!("{named} → {to}, adopted in {}", time(*took)),
+            Changed::Written => println!("{} now says {to} for {named}; no proxy runs with it, so the flip is judged when one starts", path.display()),
+            Changed::Refused(reason) => eprintln!("refused: {reason}\n{} is as it was before", path.display()),
+        }
+    }
+    Ok(if matches!(changed, Changed::Refused(_)) { REFUSED } else { DONE })
 }
 
 /// Waits until the proxy has judged the file with exactly this text.
@@ -74,7 +117,7 @@ fn wait(client: &ApiClient, text: &str, patience: Duration) -> Result<Duration, 
     let crc = u64::from(crc32fast::hash(text.as_bytes()));
     let began = Instant::now();
     loop {
-        let table = client.get("/api/table").map_err(|error| format!("{error:#}"))?;
+        let table = client.get("/api/adopted").map_err(|error| format!("{error:#}"))?;
         if table["considered_crc"].as_u64() == Some(crc) {
             return match table["refused"].as_str() {
                 Some(reason) => Err(reason.to_string()),
@@ -86,6 +129,15 @@ fn wait(client: &ApiClient, text: &str, patience: Duration) -> Result<Duration, 
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Writes a text that flips nothing, and waits until the proxy goes by it: else whoever asks next is told of the old one.
+fn restore(path: &Path, text: &str, client: &ApiClient) -> anyhow::Result<()> {
+    write(path, text)?;
+    if let Err(reason) = wait(client, text, GRACE) {
+        eprintln!("{} is written back; the proxy says: {reason}", path.display());
+    }
+    Ok(())
 }
 
 /// Whole or not at all, with the old file's permissions.

@@ -1,11 +1,13 @@
 //! `cutover backfill` and `cutover verify`: begin a job in the proxy and watch it.
 
-use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::cli::api_client::ApiClient;
+use crate::cli::interrupt::Interrupt;
+use crate::cli::lines::{self, Missing};
+use crate::cli::output::{ProgressLine, bar};
 use crate::cli::{DONE, REFUSED, Walk};
 use crate::config::Config;
 use crate::jobs::Kind;
@@ -13,41 +15,51 @@ use crate::jobs::Kind;
 /// Begins and watches until the end.
 pub fn run(config: &Config, kind: Kind, walk: &Walk, repair: bool, as_json: bool) -> anyhow::Result<u8> {
     let client = ApiClient::new(config);
-    let path = match kind {
-        Kind::Backfill => "/api/backfill",
-        Kind::Verify => "/api/verify",
-    };
-    let body = json!({ "routes": walk.routes, "all": walk.all, "rate": walk.rate, "repair": repair });
-    let mut job = client.post(path, &body)?;
-    let id = job["id"].as_u64().unwrap_or(0);
-    let shows = !as_json && std::io::stderr().is_terminal();
-    while job["state"] == "running" {
-        if shows {
-            eprint!("\r\x1b[K{}", progress(&job));
-            std::io::stderr().flush()?;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-        job = client.get(&format!("/api/jobs/{id}"))?;
-    }
-    if shows {
-        eprint!("\r\x1b[K");
-    }
+    let routes = lines::select(config, &walk.routes, Missing::IsRefused)?;
+    let body = json!({ "routes": routes, "all": walk.all, "rate": walk.rate, "repair": repair });
+    let job = begin(&client, kind, &body)?;
+    // Ctrl-C ends the watching as it ends any program: the job is the proxy's.
+    let job = watch(&client, job, ProgressLine::new(as_json), &Interrupt::default())?;
     if as_json {
         println!("{job}");
     } else {
         print(&job);
     }
-    let is_good = job["state"] == "done" && job["differing"] == 0;
-    Ok(if is_good { DONE } else { REFUSED })
+    Ok(if is_good(&job) { DONE } else { REFUSED })
+}
+
+/// Begins a job, or joins one that runs for the same routes.
+pub fn begin(client: &ApiClient, kind: Kind, body: &Value) -> anyhow::Result<Value> {
+    let path = match kind {
+        Kind::Backfill => "/api/backfill",
+        Kind::Verify => "/api/verify",
+    };
+    client.post(path, body)
+}
+
+/// Watches a job until it ends, or until Ctrl-C; gives how it is then.
+pub fn watch(client: &ApiClient, mut job: Value, line: ProgressLine, interrupt: &Interrupt) -> anyhow::Result<Value> {
+    let id = job["id"].as_u64().unwrap_or(0);
+    while job["state"] == "running" && !interrupt.is_asked() {
+        line.show(|| progress(&job));
+        interrupt.sleep(Duration::from_millis(200));
+        job = client.get(&format!("/api/jobs/{id}"))?;
+    }
+    line.end();
+    Ok(job)
+}
+
+/// Whether it went through, and found nothing that differs.
+pub fn is_good(job: &Value) -> bool {
+    job["state"] == "done" && job["differing"] == 0
 }
 
 fn progress(job: &Value) -> String {
     let number = |key: &str| job[key].as_f64().unwrap_or(0.0);
     let (scanned, total, rate) = (number("scanned"), number("keys_total").max(1.0), number("keys_per_second"));
-    let share = (scanned / total).min(1.0);
-    let filled = (share * 30.0) as usize;
     let left = if rate > 0.0 { (total - scanned).max(0.0) / rate } else { 0.0 };
-    format!("[{}{}] {:3.0}%  {scanned} of about {total} keys, {rate:.0}/s, {left:.0} s left, {} copied", "#".repeat(filled), " ".repeat(30 - filled), share * 100.0, job["copied"])
+    let kind = job["kind"].as_str().unwrap_or("job");
+    format!("{} {kind}: {scanned} of about {total} keys, {rate:.0}/s, {left:.0} s left, {} copied", bar(scanned, total), job["copied"])
 }
 
 fn print(job: &Value) {
@@ -55,7 +67,11 @@ fn print(job: &Value) {
     let seconds = job["seconds"].as_f64().unwrap_or(0.0);
     println!("{} {}: {}", text("kind"), text("state"), text("message"));
     println!("{} keys of the routes among {} scanned, {} copied, in {seconds:.1} s", job["matched"], job["scanned"], job["copied"]);
-    for difference in job["differences"].as_array().into_iter().flatten() {
-        println!("  {}: {}", difference["key"].as_str().unwrap_or(""), difference["what"].as_str().unwrap_or(""));
-    }
+    differences(job).iter().for_each(|line| println!("  {line}"));
+}
+
+/// The keys that a verification names, and how each differs.
+pub fn differences(job: &Value) -> Vec<String> {
+    let all = job["differences"].as_array().into_iter().flatten();
+    all.map(|found| format!("{}: {}", found["key"].as_str().unwrap_or(""), found["what"].as_str().unwrap_or(""))).collect()
 }

@@ -1,13 +1,22 @@
 //! The command line. Exit codes: 0 done, 1 refused or found different, 2 wrong usage or unusable config.
 
 mod api_client;
+mod bake;
 mod change;
 mod check;
+mod facts;
+mod interrupt;
+mod inventory;
 mod job;
+mod lines;
+mod migrate;
+mod output;
+mod rollback;
 mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -28,7 +37,12 @@ const UNUSABLE: u8 = 2;
 /// phase: standalone, dual-standalone (copying), dual-cluster (cut over, the way back open), cluster (moved). Changing
 /// that one word moves it, by hand or with `cutover move`; the running proxy adopts the file at once.
 ///
-/// The way of one provider:
+/// First look at what there is with `cutover inventory`. Then the whole way of one provider, in one command:
+///   cutover migrate 42
+///   cutover rollback 42                    (if anything looks wrong)
+///   cutover migrate 42 --finish
+///
+/// The same, step by step:
 ///   cutover move 42 --to dual-standalone
 ///   cutover backfill 42
 ///   cutover verify 42
@@ -53,17 +67,34 @@ enum Command {
     Serve,
     /// Reads and judges the configuration, reaches both stores, and says what the next reload would flip.
     Check,
-    /// Shows each route: phase, leader, whether it is synced, and open divergence.
-    Status {
-        /// Providers, ranges or prefixes; all of them if none is named.
-        #[arg(value_name = "ROUTE")]
-        routes: Vec<String>,
-        /// Shows it again each second until Ctrl-C.
-        #[arg(long)]
-        watch: bool,
-    },
+    /// Shows each route: phase, leader, keys copied, synced, open divergence, requests a second; and both stores' latency.
+    ///
+    /// COPIED counts the keys that the route's last backfill in this run of the proxy has copied. SYNCED says whether both
+    /// stores are known to hold every key of the route. DIVERGENCE counts keys that may differ and are being repaired.
+    /// OPS/S is that of the last five seconds, exact for little traffic and sampled for much. A store's latency is the time
+    /// of a PING on the links that the application's requests use; for the cluster, that of its slowest primary.
+    #[command(verbatim_doc_comment)]
+    Status(Status),
+    /// Reads the standalone without harming it: per provider the keys, bytes by type, TTLs and biggest keys.
+    ///
+    /// Goes through all keys with SCAN in small steps (never KEYS), asks type, TTL and size of each (MEMORY USAGE with five
+    /// samples), and rests three times as long as the server took, so that at most a quarter of the server's time goes into
+    /// it; a server that is busy slows it down further. Needs no running proxy. Prints the routes with the most bytes and
+    /// writes all of them to a report in JSON. Keys are told apart by routing.keys and [prefixes] of the configuration;
+    /// what belongs to none of them is listed by how it begins, so that a missing pattern shows.
+    #[command(verbatim_doc_comment)]
+    Inventory(Inventory),
     /// Changes the phase of routes in the configuration, keeping its comments and layout, and waits until the running
     /// proxy has adopted it. A flip that could lose data is refused, and the file is put back.
+    ///
+    /// All routes of one command change in one edit, and are adopted or refused together. A range that is no line of the
+    /// configuration stands for all lines in it, and gets a line for the ids that have none.
+    ///
+    /// Examples:
+    ///   cutover move 42 --to dual-standalone
+    ///   cutover move 100..199 asgi: --to dual-cluster
+    ///   cutover move --all --to dual-standalone
+    #[command(verbatim_doc_comment)]
     Move(Move),
     /// Copies what the follower lacks; the routes are synced afterwards. It runs inside the proxy: Ctrl-C ends the watching,
     /// not the copying, and running the command again shows the same job.
@@ -76,13 +107,76 @@ enum Command {
         #[arg(long)]
         repair: bool,
     },
+    /// Takes routes the whole way to the cluster, step by step, and stops where something falls short.
+    ///
+    /// The steps: dual-standalone, backfill, verify, dual-cluster (the cutover), bake, verify. There it stops: the cluster
+    /// answers, the standalone still gets every write, and `cutover rollback` undoes it at once. --finish goes on to
+    /// cluster, where the standalone is let go. A route that is further on begins where it is.
+    ///
+    /// The bake is a wait with open eyes. It falls short at once when a request of the route is refused because its keys
+    /// are in different slots (see --refusals), and after 30 s when keys stay diverged, the route is in doubt, a store
+    /// does not answer, or a newer proxy.toml is refused.
+    ///
+    /// Whatever falls short stops the command (exit 1), leaves the routes in the phase they are in, which is always a safe
+    /// one, and says what to do; the same command goes on from there. So does Ctrl-C, at any moment.
+    ///
+    /// Routes go one after the other, or --parallel of them in each step; with --all a hundred, because each backfill and
+    /// each verify walks the whole store once for all of its routes.
+    ///
+    /// Examples:
+    ///   cutover migrate 42
+    ///   cutover migrate 7 100..199 --bake 1h
+    ///   cutover migrate --all --parallel 0 --bake 30m --rate 0 --finish
+    #[command(verbatim_doc_comment)]
+    Migrate(Migrate),
+    /// Takes routes back to the phase before, at once.
+    ///
+    /// From cluster to dual-cluster: the standalone is being given again what it lacks, which begins by itself; when
+    /// `cutover status` says synced, a second rollback goes on. From dual-cluster to dual-standalone: the standalone
+    /// answers again and has every write. From dual-standalone to standalone: the cluster gets no more writes.
+    ///
+    /// All routes go back in one edit. Where the proxy refuses some of them (open divergence that it could not repair
+    /// within flip_timeout, or a standalone that is not synced yet), the others go back, the refused are named, and the
+    /// exit code is 1.
+    ///
+    /// Examples:
+    ///   cutover rollback 42
+    ///   cutover rollback --all
+    #[command(verbatim_doc_comment)]
+    Rollback(Rollback),
+}
+
+#[derive(Debug, Args)]
+struct Status {
+    /// Providers, ranges or prefixes; everything that the table names if none is given.
+    #[arg(value_name = "ROUTE")]
+    routes: Vec<String>,
+    /// Every provider that the table or the stores know; both stores are searched first.
+    #[arg(long, conflicts_with = "routes")]
+    all: bool,
+    /// Shows it again each second until Ctrl-C.
+    #[arg(long)]
+    watch: bool,
+}
+
+#[derive(Debug, Args)]
+struct Inventory {
+    /// How many of the biggest keys are listed, in all and of each provider, and how many providers are printed.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    top: usize,
+    /// Where the report is written; an older one is replaced.
+    #[arg(long, value_name = "FILE", default_value = "cutover-inventory.json")]
+    output: PathBuf,
 }
 
 #[derive(Debug, Args)]
 struct Move {
     /// Providers, ranges ("100..199"), prefixes, or new_providers, other_keys, pubsub.
-    #[arg(value_name = "ROUTE", required = true)]
+    #[arg(value_name = "ROUTE", required_unless_present = "all")]
     routes: Vec<String>,
+    /// Every provider that the table or the stores know. Both stores are searched; who has no line gets one.
+    #[arg(long, conflicts_with = "routes")]
+    all: bool,
     /// standalone, dual-standalone, dual-cluster or cluster.
     #[arg(long, value_name = "PHASE")]
     to: Phase,
@@ -96,12 +190,50 @@ struct Walk {
     /// Providers, ranges or prefixes, as the configuration names them.
     #[arg(value_name = "ROUTE", required_unless_present = "all")]
     routes: Vec<String>,
-    /// Every route that is in a dual phase.
+    /// Every route that is in a dual phase, and so every provider whose keys can be on both stores, named or not.
     #[arg(long, conflicts_with = "routes")]
     all: bool,
     /// Keys a second at most; 0 for as fast as the stores answer.
-    #[arg(long, default_value_t = jobs::RATE_DEFAULT)]
+    #[arg(long, value_name = "N", default_value_t = jobs::RATE_DEFAULT)]
     rate: u64,
+}
+
+#[derive(Debug, Args)]
+struct Migrate {
+    /// Providers, ranges ("100..199"), prefixes, or new_providers, other_keys.
+    #[arg(value_name = "ROUTE", required_unless_present = "all")]
+    routes: Vec<String>,
+    /// Every provider that the table or the stores know. Both stores are searched; who has no line gets one.
+    #[arg(long, conflicts_with = "routes")]
+    all: bool,
+    /// How long the routes are watched after the cutover; 0s for not at all.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    bake: Duration,
+    /// Goes on to the phase cluster.
+    #[arg(long)]
+    finish: bool,
+    /// Keys a second at most, in backfill and verify; 0 for as fast as the stores answer.
+    #[arg(long, value_name = "N", default_value_t = jobs::RATE_DEFAULT)]
+    rate: u64,
+    /// How many routes take each step together; 0 for all of them [default: 1, with --all 100].
+    #[arg(long, value_name = "N")]
+    parallel: Option<usize>,
+    /// How many refused requests of a route the bake lets pass.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    refusals: u64,
+}
+
+#[derive(Debug, Args)]
+struct Rollback {
+    /// Providers, ranges ("100..199"), prefixes, or new_providers, other_keys.
+    #[arg(value_name = "ROUTE", required_unless_present = "all")]
+    routes: Vec<String>,
+    /// Every provider that the table or the stores know.
+    #[arg(long, conflicts_with = "routes")]
+    all: bool,
+    /// Overrides the judgement: what only the cluster has may be lost.
+    #[arg(long)]
+    force: bool,
 }
 
 /// Runs the command line of this process and gives its exit code.
@@ -128,8 +260,11 @@ fn execute(cli: &Cli, config: &Config) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Serve => crate::serve::run(config, &cli.config).map(|()| DONE),
         Command::Check => check::run(config, &cli.config, cli.json),
-        Command::Status { routes, watch } => status::run(config, routes, *watch, cli.json),
-        Command::Move(asked) => change::run(config, &cli.config, &asked.routes, asked.to, asked.force, cli.json),
+        Command::Status(asked) => status::run(config, asked, cli.json),
+        Command::Inventory(asked) => inventory::run(config, asked, cli.json),
+        Command::Move(asked) => change::run(config, &cli.config, asked, cli.json),
+        Command::Migrate(asked) => migrate::run(config, &cli.config, asked, cli.json),
+        Command::Rollback(asked) => rollback::run(config, &cli.config, asked, cli.json),
         Command::Backfill(walk) => job::run(config, jobs::Kind::Backfill, walk, false, cli.json),
         Command::Verify { walk, repair } => job::run(config, jobs::Kind::Verify, walk, *repair, cli.json),
     }

@@ -5,75 +5,115 @@ use std::time::Duration;
 use anyhow::bail;
 use serde_json::{Value, json};
 
-use crate::cli::DONE;
 use crate::cli::api_client::ApiClient;
+use crate::cli::lines::{self, Missing};
+use crate::cli::output::print_table;
+use crate::cli::{DONE, Status};
 use crate::config::Config;
+use crate::routing::Table;
 
 /// Shows the routes once, or again each second.
-pub fn run(config: &Config, routes: &[String], watch: bool, as_json: bool) -> anyhow::Result<u8> {
+pub fn run(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<u8> {
     let client = ApiClient::new(config);
+    let named = select(config, asked, as_json)?;
     loop {
         let table = client.get("/api/table")?;
-        let shown = select(&table, routes)?;
+        let shown = match &named {
+            None => table["routes"].as_array().cloned().unwrap_or_default(),
+            Some(named) => find(config, &table, named)?,
+        };
         if as_json {
-            println!("{}", json!({ "table_version": table["table_version"], "stores": table["stores"], "refused": table["refused"], "routes": shown }));
+            let head = ["table_version", "stores", "refused", "clients", "requests_total", "refused_requests"];
+            let mut document: serde_json::Map<String, Value> = head.iter().map(|key| (key.to_string(), table[*key].clone())).collect();
+            document.insert("routes".into(), json!(shown));
+            println!("{}", Value::Object(document));
         } else {
-            if watch {
+            if asked.watch {
                 // Home and clear, as watch(1) does.
                 print!("\x1b[H\x1b[2J");
             }
             print(&table, &shown);
         }
-        if !watch {
+        if !asked.watch {
             return Ok(DONE);
         }
         std::thread::sleep(Duration::from_secs(1));
     }
 }
 
-fn select<'t>(table: &'t Value, routes: &[String]) -> anyhow::Result<Vec<&'t Value>> {
-    let all: Vec<&Value> = table["routes"].as_array().map(|routes| routes.iter().collect()).unwrap_or_default();
-    if routes.is_empty() {
-        return Ok(all);
+/// What is shown: everything that the table names, or the routes that were asked for.
+fn select(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<Option<Vec<String>>> {
+    if asked.all {
+        let everyone = lines::everyone(config, as_json)?;
+        return Ok(Some(everyone.lines.into_iter().chain(everyone.unnamed).collect()));
     }
+    match asked.routes.is_empty() {
+        true => Ok(None),
+        false => lines::select(config, &asked.routes, Missing::GetsLine).map(Some),
+    }
+}
+
+/// Routes by their names; a provider without a line is shown as the line that covers it.
+fn find(config: &Config, table: &Value, named: &[String]) -> anyhow::Result<Vec<Value>> {
+    let lines = Table::build(&config.routing, 1, None);
+    let known = |name: &str| table["routes"].as_array()?.iter().find(|route| route["id"] == name).cloned();
     let mut found = Vec::new();
-    for name in routes {
-        match all.iter().find(|route| route["id"] == name.as_str()) {
-            Some(route) => found.push(*route),
-            None => bail!("the table has no line for `{name}`: it goes by `new_providers` or by a range; `cutover status` lists all"),
+    for name in named {
+        if let Some(route) = known(name) {
+            found.push(route);
+            continue;
         }
+        let covering = lines.provider_route(name.as_bytes()).name.to_string();
+        let Some(mut route) = known(&covering).filter(|_| !name.contains("..")) else {
+            bail!("the table has no line for `{name}`; `cutover status` lists all");
+        };
+        // Its phase is that of the line; its traffic and keys are not.
+        route["id"] = json!(name);
+        route["covered_by"] = json!(covering);
+        route["kind"] = json!("provider");
+        route["keys_copied"] = Value::Null;
+        route["ops_per_second"] = Value::Null;
+        found.push(route);
     }
     Ok(found)
 }
 
-fn print(table: &Value, routes: &[&Value]) {
-    let up = |side: &str| if table["stores"][side]["up"] == true { "answers" } else { "does not answer" };
+fn print(table: &Value, routes: &[Value]) {
+    let store = |side: &str| {
+        let store = &table["stores"][side];
+        match (store["up"] == true, store["latency_ms"].as_f64()) {
+            (true, Some(ms)) => format!("answers in {ms:.2} ms"),
+            (true, None) => "answers".to_string(),
+            (false, _) => "does not answer".to_string(),
+        }
+    };
     println!(
         "table {}   standalone {}   cluster {}   {} clients   {} requests",
         table["table_version"],
-        up("standalone"),
-        up("cluster"),
+        store("standalone"),
+        store("cluster"),
         table["clients"],
         table["requests_total"]
     );
     if let Some(reason) = table["refused"].as_str() {
         println!("the newest proxy.toml is refused, the running table stays: {reason}");
     }
-    let cells = |route: &Value| {
-        let text = |key: &str| route[key].as_str().unwrap_or("-").to_string();
-        let synced = match (route["follower"].is_null(), route["in_doubt"] == true, route["synced"] == true) {
-            (true, ..) => "-",
-            (_, true, _) => "in doubt",
-            (.., true) => "yes",
-            _ => "no",
-        };
-        [text("id"), text("phase"), text("leader"), synced.to_string(), route["open_divergence"].to_string()]
+    let heads = ["ROUTE", "PHASE", "LEADER", "COPIED", "SYNCED", "DIVERGENCE", "OPS/S"];
+    print_table(heads, routes.iter().map(cells));
+}
+
+fn cells(route: &Value) -> [String; 7] {
+    let text = |key: &str| route[key].as_str().unwrap_or("-").to_string();
+    let number = |key: &str| route[key].as_f64().map_or("-".to_string(), |number| number.to_string());
+    let synced = match (route["follower"].is_null(), route["in_doubt"] == true, route["synced"] == true) {
+        (true, ..) => "-",
+        (_, true, _) => "in doubt",
+        (.., true) => "yes",
+        _ => "no",
     };
-    let heads = ["ROUTE", "PHASE", "LEADER", "SYNCED", "DIVERGENCE"].map(str::to_string);
-    let rows: Vec<[String; 5]> = std::iter::once(heads).chain(routes.iter().map(|route| cells(route))).collect();
-    let widths: Vec<usize> = (0..5).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
-    for row in rows {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        println!("{}", line.join("  ").trim_end());
-    }
+    let id = match route["covered_by"].as_str() {
+        Some(line) => format!("{} (by {line})", text("id")),
+        None => text("id"),
+    };
+    [id, text("phase"), text("leader"), number("keys_copied"), synced.into(), number("open_divergence"), number("ops_per_second")]
 }

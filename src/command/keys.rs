@@ -57,7 +57,7 @@ fn streams_word(request: &Request) -> Option<usize> {
 pub fn streams(request: &Request) -> Option<KeyPositions> {
     let first = streams_word(request)? + 1;
     let rest = request.len() - first;
-    (rest > 0 && rest % 2 == 0).then(|| (first..first + rest / 2).collect())
+    (rest > 0 && rest.is_multiple_of(2)).then(|| (first..first + rest / 2).collect())
 }
 
 /// Whether XREAD or XREADGROUP has an option before STREAMS.

@@ -47,7 +47,7 @@ fn parse(frame: &[u8]) -> Option<CommandSpec> {
     let name = std::str::from_utf8(reply::bulk(cell(0)?)?).ok()?.to_uppercase();
     let flags = cell(2)?;
     let flags: Vec<&[u8]> = reply::elements(flags)?.into_iter().map(|range| word(&flags[range])).collect();
-    let has = |flag: &str| flags.iter().any(|known| *known == flag.as_bytes());
+    let has = |flag: &str| flags.contains(&flag.as_bytes());
     let (first, last, step) = (number(3)?, number(4)?, number(5)?);
     let access = match (first, has("write")) {
         (0, _) => Access::None,

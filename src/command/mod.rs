@@ -129,6 +129,11 @@ pub fn keys_of(spec: &CommandSpec, request: &Request) -> Option<KeyPositions> {
     }
 }
 
+/// Whether a reply, or an error, may name keys.
+pub fn tells_keys(spec: &CommandSpec) -> bool {
+    spec.name.starts_with('X') || matches!(spec.kind, Kind::Blocking | Kind::Script) || matches!(spec.name, "LMPOP" | "ZMPOP")
+}
+
 /// Whether an argument stands among the options from `from` on.
 fn has_option(request: &Request, from: usize, option: &[u8]) -> bool {
     (from..request.len()).any(|index| request.arg(index).eq_ignore_ascii_case(option))

@@ -182,7 +182,8 @@ static TABLE: &[CommandSpec] = &[
     row("PEXPIREAT", -3, Access::Write, Keys::Range { first: 1, last: 1, step: 1 }, Kind::Keyed, EffectKind::Expire, (2, 6)),
     row("PEXPIRETIME", 2, Access::Read, Keys::Range { first: 1, last: 1, step: 1 }, Kind::Keyed, EffectKind::None, (7, 0)),
     row("PFADD", -2, Access::Write, Keys::Range { first: 1, last: 1, step: 1 }, Kind::Keyed, EffectKind::Replay, (2, 8)),
-    row("PFCOUNT", -2, Access::Read, Keys::Range { first: 1, last: -1, step: 1 }, Kind::Keyed, EffectKind::None, (2, 8)),
+    // The count that it caches inside the value is a write, too: without it on the follower the stores would differ.
+    row("PFCOUNT", -2, Access::Write, Keys::Range { first: 1, last: -1, step: 1 }, Kind::Keyed, EffectKind::Replay, (2, 8)),
     row("PFDEBUG", 3, Access::Write, Keys::Range { first: 2, last: 2, step: 1 }, Kind::Keyed, EffectKind::Copy, (2, 8)),
     row("PFMERGE", -2, Access::Write, Keys::Range { first: 1, last: -1, step: 1 }, Kind::Keyed, EffectKind::Copy, (2, 8)),
     row("PFSELFTEST", 1, Access::None, Keys::None, Kind::Refused("it is for tests of the server"), EffectKind::None, (2, 8)),

@@ -7,11 +7,23 @@ use crate::routing::Phase;
 /// Sets the phase of a provider (an id or a range that has a line, else a new line), a prefix that has a line, or one of
 /// the defaults (`new_providers`, `other_keys`, `pubsub`).
 pub fn set_phase(text: &str, route: &str, phase: Phase) -> Result<String, toml_edit::TomlError> {
+    set_phases(text, &[(route.to_string(), phase)])
+}
+
+/// The same for many routes, each with its own phase, in one edit.
+pub fn set_phases(text: &str, changes: &[(String, Phase)]) -> Result<String, toml_edit::TomlError> {
     let mut document: DocumentMut = text.parse()?;
-    let has = |document: &DocumentMut, section: &str| document.get(section).and_then(|item| item.get(route)).is_some();
+    for (route, phase) in changes {
+        set(&mut document, route, *phase);
+    }
+    Ok(document.to_string())
+}
+
+fn set(document: &mut DocumentMut, route: &str, phase: Phase) {
+    let has = |section: &str| document.get(section).and_then(|item| item.get(route)).is_some();
     let section = match route {
         "new_providers" | "other_keys" | "pubsub" => "routing",
-        _ if has(&document, "prefixes") => "prefixes",
+        _ if has("prefixes") => "prefixes",
         _ => "providers",
     };
     let table = document.entry(section).or_insert_with(|| Item::Table(Table::new()));
@@ -23,7 +35,6 @@ pub fn set_phase(text: &str, route: &str, phase: Phase) -> Result<String, toml_e
         }
         None => table[route] = value(phase.to_string()),
     }
-    Ok(document.to_string())
 }
 
 /// Adds routes to `routing.force`.
@@ -50,6 +61,8 @@ mod tests {
         let edited = set_phase(text, "7", Phase::DualStandalone).unwrap();
         assert_eq!(edited, text.replace("\"standalone\"", "\"dual-standalone\""));
         let added = set_phase(text, "9", Phase::Cluster).unwrap();
+        let both = set_phases(text, &[("7".into(), Phase::DualStandalone), ("9".into(), Phase::Cluster)]).unwrap();
+        assert_eq!(both, set_phase(&edited, "9", Phase::Cluster).unwrap());
         assert!(added.starts_with(text) && (added.ends_with("9 = \"cluster\"\n") || added.ends_with("\"9\" = \"cluster\"\n")), "{added}");
     }
 }

@@ -12,7 +12,7 @@ const SETTLE: Duration = Duration::from_millis(40);
 const POLL: Duration = Duration::from_secs(5);
 
 /// Sends a message for each change of the file's content and each SIGHUP, until the receiver is gone.
-pub async fn watch(path: PathBuf, changed: mpsc::Sender<()>) -> anyhow::Result<()> {
+pub async fn watch(path: PathBuf, changed: mpsc::Sender<()>) -> notify::Result<()> {
     let (seen, mut events) = mpsc::channel::<()>(1);
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),

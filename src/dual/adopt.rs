@@ -1,6 +1,7 @@
 //! From a newly read table to the adopted one: judge, close, drain in the sessions and then in the lanes, judge again,
 //! install, open. Runs on the control thread, one adoption at a time. A table that is refused changes nothing.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -9,10 +10,12 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::dual::channels::PUBLISHED;
 use crate::dual::message::{Message, Peers, Stage};
-use crate::dual::state::{RouteRecord, Snapshot, StateFile};
+use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Flip, RouteFacts};
-use crate::routing::{Coverage, Phase, Route, RouteName, RoutingSpec, Table};
+use crate::routing::{Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
+use crate::store::Loss;
 
 /// Why a table was not adopted: one text a refused flip, each naming the route and what to do.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -42,6 +45,7 @@ pub struct Adopter {
     /// Guards the adoption as a whole: a second one waits. Held across the drain, by nobody on the byte path.
     turn: tokio::sync::Mutex<()>,
     flip_timeout: Duration,
+    loss: Arc<Loss>,
     refused: Mutex<Option<String>>,
     /// CRC-32 of the newest file that was adopted or refused, so that whoever wrote it can tell.
     considered: AtomicU32,
@@ -49,13 +53,14 @@ pub struct Adopter {
 
 impl Adopter {
     /// `table` is the one that the workers were started with.
-    pub fn new(table: Arc<ArcSwap<Table>>, peers: Peers, state: StateFile, flip_timeout: Duration) -> Self {
+    pub fn new(table: Arc<ArcSwap<Table>>, peers: Peers, state: StateFile, flip_timeout: Duration, loss: Arc<Loss>) -> Self {
         Self {
             table,
             peers,
             state: Mutex::new(state),
             turn: tokio::sync::Mutex::new(()),
             flip_timeout,
+            loss,
             refused: Mutex::new(None),
             considered: AtomicU32::new(0),
         }
@@ -101,16 +106,30 @@ impl Adopter {
     async fn adopt(&self, spec: &RoutingSpec) -> Result<Adopted, Refused> {
         let _turn = self.turn.lock().await;
         let began = Instant::now();
+        self.note_loss();
         let old = self.table.load_full();
         let new = Arc::new(Table::build(spec, old.version() + 1, Some(&old)));
+        if let Some(reason) = renames(&old, &new) {
+            return Err(Refused(vec![reason]));
+        }
         let flips = flip::flips(&old, &new);
         let forced = |route: &RouteName| spec.is_forced(route);
         self.wait_for_repairs(&old, &flips, forced).await?;
-        if !flips.is_empty() {
-            let closed = self.drain(&old, &flips).await;
-            // Effects that failed during the drain count too.
+        let (channels_before, channels) = (old.pubsub().leader(), new.pubsub().leader());
+        let turns = channels != channels_before;
+        if !flips.is_empty() || turns {
+            let mut closed = self.drain(&old, &flips, turns).await;
+            if turns && closed.is_ok() {
+                closed = self.turn(channels).await;
+            }
+            // Effects that failed during the drain count too, and what a store may have lost meanwhile.
+            self.note_loss();
             let judged = closed.and_then(|()| judge(&flips, &old, forced));
             if let Err(refused) = judged {
+                if turns {
+                    // Whoever went over comes back; nothing was published there.
+                    let _ = self.turn(channels_before).await;
+                }
                 self.install(&old);
                 return Err(refused);
             }
@@ -123,6 +142,9 @@ impl Adopter {
         // The workers first: whoever reads the table here and sends a copy is heard after they have it too.
         self.install(&new);
         self.table.store(new.clone());
+        if turns {
+            tracing::info!(from = %channels_before, to = %channels, version = new.version(), "channels flipped");
+        }
         Ok(Adopted { version: new.version(), flips, took: began.elapsed() })
     }
 
@@ -145,8 +167,9 @@ impl Adopter {
     }
 
     /// Closes the flipping routes on every worker and waits until nothing of them is in flight.
-    async fn drain(&self, old: &Table, flips: &[Flip]) -> Result<(), Refused> {
+    async fn drain(&self, old: &Table, flips: &[Flip], turns: bool) -> Result<(), Refused> {
         let mut routes: Vec<u64> = flips.iter().map(|flip| flip.route.route_hash()).collect();
+        routes.extend(turns.then_some(PUBLISHED));
         let is_many = |route: &RouteName| !matches!(route, RouteName::Provider(_) | RouteName::Prefix(_));
         // A line that covers many providers closes all that the old table sent there.
         routes.extend(flips.iter().filter_map(|flip| old.find(&flip.route)).map(|route| route.hash));
@@ -172,6 +195,26 @@ impl Adopter {
         Ok(())
     }
 
+    /// Has every subscriber on a side.
+    async fn turn(&self, side: Side) -> Result<(), Refused> {
+        let ask = |worker: usize| {
+            let (done, wait) = oneshot::channel();
+            self.peers.send(worker, Message::Turn { side, done });
+            wait
+        };
+        let waits: Vec<_> = (0..self.peers.0.len()).map(ask).collect();
+        let deadline = tokio::time::Instant::now() + self.flip_timeout;
+        for wait in waits {
+            if !matches!(tokio::time::timeout_at(deadline, wait).await, Ok(Ok(()))) {
+                return Err(Refused(vec![format!(
+                    "pubsub cannot go to the {side}: not every subscriber could subscribe there within flip_timeout ({:?}); see that it answers, then save proxy.toml again",
+                    self.flip_timeout
+                )]));
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the workers go on under `table`.
     fn install(&self, table: &Arc<Table>) {
         for worker in 0..self.peers.0.len() {
@@ -192,26 +235,47 @@ impl Adopter {
         }
     }
 
+    /// Puts every dual route in doubt if a store may have lost something since this was asked last.
+    pub fn note_loss(&self) {
+        if !self.loss.take() {
+            return;
+        }
+        let table = self.table.load_full();
+        let dual: Vec<&Route> = table.routes().iter().filter(|route| route.dual.is_some()).collect();
+        dual.iter().filter_map(|route| route.dual.as_ref()).for_each(|dual| dual.set_in_doubt(true));
+        if !dual.is_empty() {
+            tracing::warn!(routes = dual.len(), "every dual route is in doubt until a backfill has gone through it, which begins now");
+            if let Err(error) = self.save(&table, false) {
+                tracing::error!(%error, "write state file: the doubt is remembered by this run only; an unclean end puts the routes in doubt all the same");
+            }
+        }
+    }
+
     /// Writes the state file; `clean` at a regular end only.
     pub fn save(&self, table: &Table, clean: bool) -> std::io::Result<()> {
         self.state.lock().save(&snapshot_of(table, clean))
     }
 
-    /// Notes what a whole walk has found out about a route. It is on disk before it counts: were it the other way round,
-    /// a crash could bring back the mode in which keys are fetched from a follower that has missed deletions since.
-    pub fn set_knowledge(&self, route: &RouteName, coverage: Coverage, doubt: Doubt) -> std::io::Result<()> {
+/// Notes what a whole walk has found out about routes. It is on disk before it counts: were it the other way round,
+    /// a crash could bring back the mode in which keys are fetched from a follower that has missed deletions since. One
+    /// writing for all of them, because a walk over a thousand providers would else sync a thousand files.
+    pub fn set_knowledge(&self, routes: &[RouteName], coverage: Coverage, doubt: Doubt) -> std::io::Result<()> {
         let table = self.table.load_full();
-        let Some(found) = table.find(route) else { return Ok(()) };
-        let Some(dual) = &found.dual else { return Ok(()) };
+        let found: Vec<&Route> = routes.iter().filter_map(|name| table.find(name)).filter(|route| route.dual.is_some()).collect();
+        let names: HashSet<&RouteName> = found.iter().map(|route| &route.name).collect();
         let mut snapshot = snapshot_of(&table, false);
-        for record in snapshot.routes.iter_mut().filter(|record| record.route == found.name) {
+        for record in snapshot.routes.iter_mut().filter(|record| names.contains(&record.route)) {
             record.coverage = Some(coverage);
             record.in_doubt = doubt == Doubt::Stays;
         }
         self.state.lock().save(&snapshot)?;
-        table.set_coverage(found, coverage);
-        if dual.is_in_doubt() != (doubt == Doubt::Stays) {
-            dual.set_in_doubt(doubt == Doubt::Stays);
+        for route in found {
+            table.set_coverage(route, coverage);
+            if let Some(dual) = &route.dual
+                && dual.is_in_doubt() != (doubt == Doubt::Stays)
+            {
+                dual.set_in_doubt(doubt == Doubt::Stays);
+            }
         }
         Ok(())
     }
@@ -230,14 +294,20 @@ fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
         // Diverged keys of a mirrored route are known to this run only.
         in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt() || dual.divergence() > 0),
     });
-    Snapshot { version: table.version(), clean, routes: records.collect() }
+    let naming = Naming { cluster_keys: table.cluster_keys(), keys: table.patterns().0.iter().map(ToString::to_string).collect() };
+    Snapshot { version: table.version(), clean, routes: records.collect(), naming: Some(naming) }
 }
 
-/// The table that a state file remembers, with what was known of its dual routes. Patterns and the rest, which have no
-/// phase, are taken from `spec`.
+/// The table that a state file remembers, with what was known of its dual routes. What is not remembered, because nothing
+/// depends on it, is taken from `spec`.
 pub fn remembered(snapshot: &Snapshot, spec: &RoutingSpec) -> Table {
     let mut old = RoutingSpec { prefixes: Vec::new(), providers: Vec::new(), ranges: Vec::new(), ..spec.clone() };
     (old.new_providers, old.other_keys) = (Phase::Standalone, Phase::Standalone);
+    if let Some(naming) = &snapshot.naming {
+        old.cluster_keys = naming.cluster_keys;
+        // What could be read once can be read again; a pattern of another version is one that finds nothing.
+        old.keys = Patterns(naming.keys.iter().filter_map(|text| Pattern::parse(text).ok()).collect());
+    }
     for record in &snapshot.routes {
         match &record.route {
             RouteName::Provider(id) => old.providers.push((id.clone(), record.phase)),
@@ -263,10 +333,26 @@ pub fn first_table(snapshot: Option<&Snapshot>, spec: &RoutingSpec) -> (Table, O
     let Some(snapshot) = snapshot else { return (Table::build(spec, 1, None), None) };
     let old = remembered(snapshot, spec);
     let new = Table::build(spec, snapshot.version + 1, Some(&old));
+    if let Some(reason) = renames(&old, &new) {
+        return (old, Some(Refused(vec![reason])));
+    }
     match judge(&flip::flips(&old, &new), &old, |route| spec.is_forced(route)) {
         Ok(()) => (new, None),
         Err(refused) => (old, Some(refused)),
     }
+}
+
+/// Why a table cannot be adopted although no route flips: keys that are on the cluster would be looked for by other names.
+fn renames(old: &Table, new: &Table) -> Option<String> {
+    if old.routes().iter().all(|route| route.phase == Phase::Standalone) {
+        return None;
+    }
+    if old.cluster_keys() != new.cluster_keys() {
+        return Some("cluster_keys cannot be changed while any route has keys on the cluster, where they would be looked for by other names; put it back, or first bring every route to phase standalone".into());
+    }
+    (old.is_tagged() && old.patterns() != new.patterns()).then(|| {
+        "routing.keys cannot be changed with cluster_keys = \"tagged\" while any route has keys on the cluster: the provider that the patterns find in a key is part of its name there; put them back".into()
+    })
 }
 
 fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Result<(), Refused> {

@@ -58,7 +58,7 @@ impl Inner {
     pub(super) fn ask_dump(self: &Rc<Self>, side: Side, key: &[u8]) -> (Answer, Answer) {
         let ask = |command: &[u8]| {
             let (sender, receiver) = oneshot::channel();
-            self.side_call(side, key, &effect::command(&[command, key]), None, EngineWaiter::Once(sender));
+            self.side_call(side, (key, 1), &effect::command(&[command, key]), None, EngineWaiter::Once(sender));
             receiver
         };
         (ask(b"DUMP"), ask(b"PEXPIRETIME"))
@@ -89,7 +89,7 @@ impl Inner {
             None => effect::command(&[b"DEL", &key]),
         };
         let (sender, receiver) = oneshot::channel();
-        self.side_call(plan.leader.other(), &key, &command, None, EngineWaiter::Once(sender));
+        self.side_call(plan.leader.other(), (&key, 1), &command, None, EngineWaiter::Once(sender));
         let engine = self.clone();
         tokio::task::spawn_local(async move {
             let outcome = match receiver.await {
@@ -129,7 +129,7 @@ impl Inner {
         let Some((payload, expiry)) = self.dumps.borrow_mut().remove(key).flatten() else { return Fetched::Unproven };
         let command = restore_command(key, &payload, expiry, Replace::No);
         let (sender, receiver) = oneshot::channel();
-        self.side_call(leader, key, &command, None, EngineWaiter::Once(sender));
+        self.side_call(leader, (key, 1), &command, None, EngineWaiter::Once(sender));
         match receiver.await {
             Ok(Ok(reply)) if !reply::is_error(&reply) => Fetched::Brought,
             Ok(Ok(reply)) if resp::reply::error_word(&reply) == b"BUSYKEY" => Fetched::Unproven,

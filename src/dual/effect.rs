@@ -118,6 +118,11 @@ pub struct Effect {
 }
 
 impl Form {
+    /// Whether the effect is the request itself (or DEL).
+    pub fn is_request(self) -> bool {
+        matches!(self, Self::Same | Self::Replay)
+    }
+
     /// What is to be asked of the leader directly behind the command.
     pub fn questions(self) -> &'static [Question] {
         match self {
@@ -265,7 +270,11 @@ pub fn effect(request: &Request, form: Form, key: &[u8], reply: &[u8], facts: Fa
         _ if facts.expiry == Some(-2) => whole(command(&[b"DEL", key])),
         Form::Replay => built(request.bytes().clone(), Some(Bytes::copy_from_slice(reply))),
         Form::Expiry => match facts.expiry {
-            Some(at) if at >= 0 => built(command(&[b"PEXPIREAT", key, itoa::Buffer::new().format(at).as_bytes()]), None),
+            // 1 says that the key was there, and then it has this time, or went because the time is over.
+            Some(at) if at >= 0 => {
+                let bytes = command(&[b"PEXPIREAT", key, itoa::Buffer::new().format(at).as_bytes()]);
+                Some(Effect { bytes, answer: Some(number(1)), expiry: None })
+            }
             _ => built(command(&[b"PERSIST", key]), None),
         },
         Form::Spopped => {
@@ -436,7 +445,8 @@ mod tests {
     #[test]
     fn what_builds_on_the_value_is_checked_and_what_leaves_a_whole_one_is_not() {
         let checked = |words, reply| effect_of(words, reply, 5_000, 7).unwrap().expiry;
-        for (words, reply) in [("HSET k f v", ":1|"), ("EXPIRE k 5", ":1|"), ("SPOP k", "$1|m|"), ("XADD k 5-1 f v", "$3|5-1|")] {
+        assert_eq!(effect_of("EXPIRE k 5", ":1|", 5_000, 7).unwrap().answer, Some(number(1)));
+        for (words, reply) in [("HSET k f v", ":1|"), ("SPOP k", "$1|m|"), ("XADD k 5-1 f v", "$3|5-1|")] {
             assert_eq!(checked(words, reply), Some(5_000), "{words}");
         }
         for (words, reply) in [("SET k v", "+OK|"), ("INCR k", ":2|"), ("DEL k", ":1|"), ("GETSET k v", "$1|x|")] {

@@ -14,13 +14,16 @@ use bytes::Bytes;
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::command::CommandSpec;
+use crate::command::{self, CommandSpec};
+use crate::dual::channels::Channels;
 use crate::dual::effect::Question;
 use crate::dual::gate::{Gate, Ticket};
 use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Work};
 use crate::dual::message::{Message, Peers, RemoteOp, Stage};
 use crate::dual::operation::{LaneOp, LaneReply};
+use crate::dual::probe::{Probes, Timing};
+use crate::dual::traffic::{Traffic, TrafficBook};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
@@ -60,8 +63,12 @@ pub enum Target {
 pub enum EngineWaiter {
     /// A request on a route without a follower.
     Direct { engine: Rc<Inner>, to: ReplyTo, ticket: Ticket },
+    /// The same, where the reply names keys as the cluster calls them.
+    Renamed { engine: Rc<Inner>, to: ReplyTo, ticket: Ticket, request: Request, spec: &'static CommandSpec },
     /// Somebody on this worker awaits the reply.
     Once(oneshot::Sender<Result<Bytes, LinkError>>),
+    /// A PING that is timed.
+    Probe(Rc<Timing>),
     /// A step of a lane operation.
     Led { engine: Rc<Inner>, op: usize },
     Asked { engine: Rc<Inner>, op: usize, question: Question },
@@ -76,10 +83,16 @@ impl Waiter for EngineWaiter {
                 engine.sessions.leave(ticket);
                 to.port.deliver(to.seq, outcome.map_err(|error| refusal_of(&error)));
             }
+            Self::Renamed { engine, to, ticket, request, spec } => {
+                engine.sessions.leave(ticket);
+                let outcome = outcome.map_err(|error| refusal_of(&error)).map(|reply| engine.own_reply(spec, &request, reply));
+                to.port.deliver(to.seq, outcome);
+            }
             Self::Once(sender) => {
                 // Nobody waits any more when the caller was cancelled; the answer is then of no use to anyone.
                 let _ = sender.send(outcome.map(|reply| reply.to_bytes()));
             }
+            Self::Probe(timing) => timing.answered(outcome.map(drop)),
             Self::Led { engine, op } => engine.led(op, outcome),
             Self::Asked { engine, op, question } => engine.asked(op, question, outcome),
             Self::Followed { engine, op } => engine.followed(op, outcome),
@@ -116,7 +129,10 @@ pub struct Inner {
     pub(super) dumps: RefCell<HashMap<Bytes, Option<(Bytes, i64)>>>,
     pub(super) remote: RefCell<Slab<(ReplyTo, Ticket)>>,
     pub(super) peers: Peers,
+    pub(super) channels: Channels,
     pub(super) journal: Arc<Journal>,
+    pub(super) traffic: Traffic,
+    pub(super) probes: Probes,
     pub(super) opened: tokio::sync::Notify,
     pub(super) closing: tokio::sync::Notify,
     pub(super) drains: RefCell<Vec<(Stage, oneshot::Sender<()>)>>,
@@ -133,11 +149,13 @@ pub struct EngineParts {
     pub db: u32,
     pub peers: Peers,
     pub journal: Arc<Journal>,
+    pub traffic: Arc<TrafficBook>,
 }
 
 impl Engine {
     /// The engine of one worker.
     pub fn new(parts: EngineParts) -> Self {
+        let channels = Channels::new(parts.table.pubsub().leader());
         Self(Rc::new(Inner {
             worker: parts.worker,
             tables: RefCell::new(VecDeque::from([parts.table.clone()])),
@@ -151,7 +169,10 @@ impl Engine {
             dumps: RefCell::new(HashMap::new()),
             remote: RefCell::new(Slab::new()),
             peers: parts.peers,
+            channels,
             journal: parts.journal,
+            traffic: Traffic::new(parts.traffic),
+            probes: Probes::default(),
             opened: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),
             drains: RefCell::new(Vec::new()),
@@ -211,6 +232,27 @@ impl Engine {
         self.0.opened.notified().await;
     }
 
+    /// The slot of a key on the cluster.
+    pub fn slot_of(&self, key: &[u8]) -> u16 {
+        self.0.table.borrow().slot_of(key)
+    }
+
+    /// A request as its target is to get it.
+    pub fn request_for(&self, target: &Target, spec: &CommandSpec, request: &Request) -> Bytes {
+        match target {
+            Target::Standalone { .. } => request.bytes().clone(),
+            Target::Slot(_) | Target::Node(_) => self.0.table.borrow().cluster_request(spec, request),
+        }
+    }
+
+    /// A target's reply as the application is to get it.
+    pub fn reply_from(&self, target: &Target, spec: &CommandSpec, request: &Request, frame: Bytes) -> Bytes {
+        match target {
+            Target::Standalone { .. } => frame,
+            Target::Slot(_) | Target::Node(_) => self.0.own_reply(spec, request, Reply::Whole(frame)).to_bytes(),
+        }
+    }
+
     /// Whether [`Engine::submit`] takes these keys in one piece: one key, or several that share a plan without a
     /// follower and, on the cluster, a slot.
     pub fn is_simple(&self, keys: &[&[u8]]) -> bool {
@@ -220,10 +262,10 @@ impl Engine {
             return true;
         }
         let leader = Plan::of(&table, first).leader;
-        let wanted = slot::of(first);
+        let wanted = table.slot_of(first);
         keys.iter().all(|key| {
             let plan = Plan::of(&table, key);
-            plan.follower.is_none() && plan.leader == leader && (leader == Side::Standalone || slot::of(key) == wanted)
+            plan.follower.is_none() && plan.leader == leader && (leader == Side::Standalone || table.slot_of(key) == wanted)
         })
     }
 
@@ -236,14 +278,18 @@ impl Engine {
             let waiter = EngineWaiter::Direct { engine: inner.clone(), to, ticket };
             return inner.stores.standalone(inner.db, request.bytes(), Some(protocol), waiter);
         };
-        let (route_hash, leader, follower) = {
+        let (route_hash, leader, follower, is_tagged) = {
             let table = inner.table.borrow();
             let (route, hash) = table.route_of(request.arg(first));
-            (hash, route.phase.leader(), route.phase.follower())
+            inner.traffic.count(&table, request.arg(first), hash);
+            (hash, route.phase.leader(), route.phase.follower(), table.is_tagged())
         };
         let ticket = inner.sessions.enter(route_hash);
         if follower.is_some() {
             return inner.to_lane(request, spec, first, protocol, to, ticket);
+        }
+        if is_tagged && leader == Side::Cluster {
+            return inner.submit_tagged(request, spec, keys, protocol, to, ticket);
         }
         let waiter = EngineWaiter::Direct { engine: inner.clone(), to, ticket };
         match leader {
@@ -260,13 +306,6 @@ impl Engine {
         let ticket = self.0.sessions.enter(0);
         let waiter = EngineWaiter::Direct { engine: self.0.clone(), to, ticket };
         self.0.stores.standalone(db, request, Some(protocol), waiter);
-    }
-
-    /// Sends a request that belongs to no route (PUBLISH) to a slot of the cluster.
-    pub fn submit_slot(&self, slot: u16, request: &Bytes, protocol: Protocol, to: ReplyTo) {
-        let ticket = self.0.sessions.enter(0);
-        let waiter = EngineWaiter::Direct { engine: self.0.clone(), to, ticket };
-        self.0.stores.cluster(slot, request, Some(protocol), waiter);
     }
 
     /// One request, awaited, on a link of this worker. It is not counted in: wrap it into a [`Guard`](crate::dual::Guard) where keys are touched.
@@ -308,6 +347,12 @@ impl Engine {
     pub fn tick(&self) {
         self.0.repair();
         self.0.look_at_drains();
+        self.0.traffic.tick(std::time::Instant::now());
+    }
+
+    /// Notes that a request for a key was refused because its keys are not in one place.
+    pub fn note_refused(&self, key: &[u8]) {
+        self.0.traffic.refuse(&self.0.table.borrow(), key);
     }
 
     /// What this worker is doing.
@@ -349,10 +394,52 @@ impl Inner {
         receiver.await.unwrap_or(Err(LinkError::Lost))
     }
 
-    pub(super) fn side_call(self: &Rc<Self>, side: Side, key: &[u8], request: &Bytes, protocol: Option<Protocol>, waiter: EngineWaiter) {
-        match side {
-            Side::Standalone => self.stores.standalone(self.db, request, protocol, waiter),
-            Side::Cluster => self.stores.cluster(slot::of(key), request, protocol, waiter),
+    /// Sends a request about one key, which is argument `index`, to a side.
+    pub(super) fn side_call(
+        self: &Rc<Self>,
+        side: Side,
+        (key, index): (&[u8], usize),
+        request: &Bytes,
+        protocol: Option<Protocol>,
+        waiter: EngineWaiter,
+    ) {
+        if side == Side::Standalone {
+            return self.stores.standalone(self.db, request, protocol, waiter);
+        }
+        let (slot, renamed) = {
+            let table = self.table.borrow();
+            let whole = table.is_tagged().then(|| Request::parse(request.clone())).flatten();
+            (table.slot_of(key), whole.map(|request| table.rename(&request, &[index])))
+        };
+        self.stores.cluster(slot, renamed.as_ref().unwrap_or(request), protocol, waiter);
+    }
+
+    fn submit_tagged(
+        self: &Rc<Self>,
+        request: Request,
+        spec: &'static CommandSpec,
+        keys: &[usize],
+        protocol: Protocol,
+        to: ReplyTo,
+        ticket: Ticket,
+    ) {
+        let (slot, renamed) = {
+            let table = self.table.borrow();
+            (table.slot_of(request.arg(keys[0])), table.rename(&request, keys))
+        };
+        let engine = self.clone();
+        let waiter = match command::tells_keys(spec) {
+            true => EngineWaiter::Renamed { engine, to, ticket, request, spec },
+            false => EngineWaiter::Direct { engine, to, ticket },
+        };
+        self.stores.cluster(slot, &renamed, Some(protocol), waiter);
+    }
+
+    /// A reply of the cluster with the application's names in it.
+    pub(super) fn own_reply<'r>(&self, spec: &CommandSpec, request: &Request, reply: Reply<'r>) -> Reply<'r> {
+        match self.table.borrow().own_reply(spec, request, reply.bytes()) {
+            Some(renamed) => Reply::Whole(renamed),
+            None => reply,
         }
     }
 
@@ -364,8 +451,8 @@ impl Inner {
     fn hear(self: Rc<Self>, message: Message) {
         match message {
             Message::Lane(op) => {
-                let RemoteOp { request, spec, key, protocol, worker, id } = *op;
-                self.arrive(request, spec, key, protocol, LaneReply::Remote { worker, id });
+                let RemoteOp { request, spec, first, key, protocol, worker, id } = *op;
+                self.arrive((request, spec, first), key, protocol, LaneReply::Remote { worker, id });
             }
             Message::Reply { id, outcome } => {
                 let (to, ticket) = self.remote.borrow_mut().remove(id);
@@ -396,6 +483,7 @@ impl Inner {
                 self.drains.borrow_mut().push((stage, drained));
                 self.look_at_drains();
             }
+            Message::Turn { side, done } => self.channels.turn(side, done),
             Message::Open { table } => self.open(table),
             Message::Stop => {}
         }
@@ -442,6 +530,7 @@ impl Inner {
         }
         self.sessions.open();
         self.lanes.open();
+        self.publish_waiting();
         self.opened.notify_waiters();
     }
 

@@ -127,6 +127,9 @@ impl Engine {
             self.opened().await;
         }
         let tickets = plans.iter().map(|plan| self.0.sessions.enter(plan.route_hash)).collect();
+        if let (Some(key), Some(plan)) = (keys.first(), plans.first()) {
+            self.0.traffic.count(&self.0.table.borrow(), key, plan.route_hash);
+        }
         let mut dual: Vec<(Bytes, Mode)> = keys
             .iter()
             .zip(&plans)

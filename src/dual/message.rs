@@ -10,7 +10,7 @@ use crate::dual::lane::Outcome;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
-use crate::routing::Table;
+use crate::routing::{Side, Table};
 
 /// What workers say to each other and what the control thread and its jobs say to them.
 pub enum Message {
@@ -24,6 +24,8 @@ pub enum Message {
     Recover { key: Bytes },
     /// Closes the sessions' or the lanes' gate and answers when it is drained.
     Close { stage: Stage, routes: Vec<u64>, all: bool, drained: oneshot::Sender<()> },
+    /// Asks all subscribers over to a side, and answers when the last is there.
+    Turn { side: Side, done: oneshot::Sender<()> },
     /// Adopts a table (or keeps the old one) and opens both gates.
     Open { table: Arc<Table> },
     Stop,
@@ -40,6 +42,8 @@ pub enum Stage {
 pub struct RemoteOp {
     pub(super) request: Request,
     pub(super) spec: &'static CommandSpec,
+    /// Which argument the key is.
+    pub(super) first: usize,
     pub(super) key: Bytes,
     pub(super) protocol: Protocol,
     pub(super) worker: usize,

@@ -21,9 +21,8 @@ use crate::store::{LinkError, Reply};
 /// See the module.
 pub struct LaneOp {
     pub(super) key: Bytes,
-    pub(super) request: Option<Request>,
-    pub(super) form: Form,
-    pub(super) protocol: Protocol,
+    /// None for a copy, a hold or a touch.
+    pub(super) command: Option<LaneCommand>,
     pub(super) follow: bool,
     /// Its effect leaves a whole value.
     pub(super) whole: bool,
@@ -41,6 +40,16 @@ pub struct LaneOp {
     pub(super) ticket: Ticket,
     /// The lane will say `Reply` for it.
     pub(super) in_lane: bool,
+}
+
+/// A client's command with one key.
+pub struct LaneCommand {
+    pub(super) request: Request,
+    pub(super) spec: &'static CommandSpec,
+    /// Which argument the key is.
+    pub(super) first: usize,
+    pub(super) form: Form,
+    pub(super) protocol: Protocol,
 }
 
 /// Who hears of the end of an operation.
@@ -67,40 +76,33 @@ impl Inner {
         let owner = self.peers.lane_of(&key);
         if owner == self.worker {
             self.sessions.leave(ticket);
-            return self.arrive(request, spec, key, protocol, LaneReply::Local(to));
+            return self.arrive((request, spec, first), key, protocol, LaneReply::Local(to));
         }
         let id = self.remote.borrow_mut().insert((to, ticket));
-        let op = RemoteOp { request, spec, key, protocol, worker: self.worker, id };
+        let op = RemoteOp { request, spec, first, key, protocol, worker: self.worker, id };
         self.peers.send(owner, Message::Lane(Box::new(op)));
     }
 
-    /// A command arrives in the lane of its key.
+    /// A command, whose key is the argument of that number, arrives in the key's lane.
     pub(super) fn arrive(
         self: &Rc<Self>,
-        request: Request,
-        spec: &'static CommandSpec,
+        (request, spec, first): (Request, &'static CommandSpec, usize),
         key: Bytes,
         protocol: Protocol,
         to: LaneReply,
     ) {
         let outline = effect::outline(spec, &request);
-        self.enter_lane(key, Some((request, outline.form, protocol)), outline.work, to);
+        self.enter_lane(key, Some(LaneCommand { request, spec, first, form: outline.form, protocol }), outline.work, to);
     }
 
-    pub(super) fn enter_lane(self: &Rc<Self>, key: Bytes, command: Option<(Request, Form, Protocol)>, work: Work, to: LaneReply) {
+    pub(super) fn enter_lane(self: &Rc<Self>, key: Bytes, command: Option<LaneCommand>, work: Work, to: LaneReply) {
         let plan = Plan::of(&self.table.borrow(), &key);
         let mode = Mode::of(&plan);
         let generation = plan.generation();
         let ticket = self.lanes.enter(plan.route_hash);
-        let (request, form, protocol) = match command {
-            Some((request, form, protocol)) => (Some(request), form, protocol),
-            None => (None, Form::Same, Protocol::Resp2),
-        };
         let op = self.ops.borrow_mut().insert(LaneOp {
             key: key.clone(),
-            request,
-            form,
-            protocol,
+            command,
             follow: false,
             whole: matches!(work, Work::Overwrite | Work::Resolve),
             leader: plan.leader,
@@ -147,18 +149,19 @@ impl Inner {
     }
 
     pub(super) fn lead(self: &Rc<Self>, op: usize, follow: bool) {
-        let (leader, key, bytes, protocol, questions) = {
+        let (leader, key, first, bytes, protocol, questions) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
-            let questions = if follow { entry.form.questions() } else { &[] };
+            let Some(command) = &entry.command else { return };
+            let questions = if follow { command.form.questions() } else { &[] };
             (entry.follow, entry.awaited) = (follow, 1 + questions.len());
-            let Some(request) = &entry.request else { return };
-            (entry.leader, entry.key.clone(), request.bytes().clone(), entry.protocol, questions)
+            let bytes = command.request.bytes().clone();
+            (entry.leader, entry.key.clone(), command.first, bytes, command.protocol, questions)
         };
-        self.side_call(leader, &key, &bytes, Some(protocol), EngineWaiter::Led { engine: self.clone(), op });
+        self.side_call(leader, (&key, first), &bytes, Some(protocol), EngineWaiter::Led { engine: self.clone(), op });
         for question in questions {
             let waiter = EngineWaiter::Asked { engine: self.clone(), op, question: *question };
-            self.side_call(leader, &key, &question.ask(&key), None, waiter);
+            self.side_call(leader, (&key, 1), &question.ask(&key), None, waiter);
         }
     }
 
@@ -168,6 +171,10 @@ impl Inner {
             let entry = &mut ops[op];
             entry.awaited -= 1;
             let waits = entry.awaited > 0;
+            let outcome = outcome.map(|reply| match &entry.command {
+                Some(command) if entry.leader == Side::Cluster => self.own_reply(command.spec, &command.request, reply),
+                _ => reply,
+            });
             if !entry.holds_reply {
                 let to = std::mem::replace(&mut entry.to, LaneReply::Nobody);
                 let answer = match &outcome {
@@ -211,9 +218,10 @@ impl Inner {
             let outcome = match &entry.led {
                 Some(Ok(reply)) if reply::is_error(reply) => Outcome::Refused,
                 Some(Ok(reply)) if entry.follow => {
-                    let request = entry.request.as_ref();
-                    entry.effect = request.and_then(|request| effect::effect(request, entry.form, &entry.key, reply, entry.facts));
-                    match entry.form.questions().iter().all(|question| entry.facts.has(*question)) {
+                    let (command, facts) = (entry.command.as_ref(), entry.facts);
+                    entry.effect = command.and_then(|command| effect::effect(&command.request, command.form, &entry.key, reply, facts));
+                    let questions = command.map_or(&[][..], |command| command.form.questions());
+                    match questions.iter().all(|question| facts.has(*question)) {
                         true if entry.effect.is_some() => Outcome::Done,
                         true => Outcome::Refused,
                         false => Outcome::Doubt,
@@ -238,23 +246,35 @@ impl Inner {
     }
 
     pub(super) fn follow(self: &Rc<Self>, op: usize) {
-        let (side, key, bytes, protocol, is_checked) = {
+        let (side, key, first, bytes, protocol, is_checked) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
-            let Some(effect) = &entry.effect else { return };
+            let (Some(effect), Some(command)) = (&entry.effect, &entry.command) else { return };
+            // Whatever is not the request itself has its key in the first place.
+            let first = if command.form.is_request() { command.first } else { 1 };
             let is_checked = effect.expiry.is_some();
             entry.awaited = 1 + usize::from(is_checked);
-            (entry.leader.other(), entry.key.clone(), effect.bytes.clone(), entry.protocol, is_checked)
+            (entry.leader.other(), entry.key.clone(), first, effect.bytes.clone(), command.protocol, is_checked)
         };
         let waiter = EngineWaiter::Followed { engine: self.clone(), op };
-        self.side_call(side, &key, &bytes, Some(protocol), waiter);
+        self.side_call(side, (&key, first), &bytes, Some(protocol), waiter);
         if is_checked {
             let waiter = EngineWaiter::Checked { engine: self.clone(), op };
-            self.side_call(side, &key, &Question::Expiry.ask(&key), None, waiter);
+            self.side_call(side, (&key, 1), &Question::Expiry.ask(&key), None, waiter);
         }
     }
 
     pub(super) fn followed(self: &Rc<Self>, op: usize, outcome: Result<Reply<'_>, LinkError>) {
+        // The leader's answer has the application's names in it.
+        let outcome = {
+            let ops = self.ops.borrow();
+            let is_renamed = ops[op].leader != Side::Cluster;
+            let command = ops[op].command.as_ref().filter(|command| is_renamed && command.form == Form::Replay);
+            outcome.map(|reply| match command {
+                Some(command) => self.own_reply(command.spec, &command.request, reply),
+                None => reply,
+            })
+        };
         self.note_followed(op, |effect| match &outcome {
             Ok(reply) if reply::is_error(reply.bytes()) => Outcome::Refused,
             Ok(reply) => match &effect.answer {
@@ -349,9 +369,7 @@ impl Inner {
         let to = done.map_or(LaneReply::Nobody, LaneReply::Done);
         let op = self.ops.borrow_mut().insert(LaneOp {
             key: key.clone(),
-            request: None,
-            form: Form::Same,
-            protocol: Protocol::Resp2,
+            command: None,
             follow: false,
             whole: false,
             leader: plan.leader,

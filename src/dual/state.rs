@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::routing::{Coverage, Phase, RouteName};
+use crate::routing::{ClusterKeys, Coverage, Phase, RouteName};
 
 /// The format's number; a file of another one is refused rather than guessed at.
 const FORMAT: u32 = 1;
@@ -35,6 +35,17 @@ pub struct Snapshot {
     /// Whether the run ended by a drain; false while it runs.
     pub clean: bool,
     pub routes: Vec<RouteRecord>,
+    /// Absent in files of the first version, which knew no other names.
+    #[serde(default)]
+    pub naming: Option<Naming>,
+}
+
+/// What the names of keys on the cluster depend on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Naming {
+    pub cluster_keys: ClusterKeys,
+    /// The patterns, as the configuration writes them.
+    pub keys: Vec<String>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -165,7 +176,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (mut file, before) = StateFile::open(directory.path()).unwrap();
         assert!(before.is_none());
-        let snapshot = Snapshot { version: 3, clean: false, routes: vec![record(Phase::Cluster)] };
+        let snapshot = Snapshot { version: 3, clean: false, routes: vec![record(Phase::Cluster)], naming: None };
         file.save(&snapshot).unwrap();
         assert_eq!(StateFile::open(directory.path()).unwrap().1, Some(snapshot.clone()));
         let path = directory.path().join("state.json");
@@ -184,7 +195,7 @@ mod tests {
     fn of_two_state_files_the_newer_one_counts() {
         let directory = tempfile::tempdir().unwrap();
         let (mut file, _) = StateFile::open(directory.path()).unwrap();
-        let save = |file: &mut StateFile, version| file.save(&Snapshot { version, clean: true, routes: vec![record(Phase::Cluster)] }).unwrap();
+        let save = |file: &mut StateFile, version| file.save(&Snapshot { version, clean: true, routes: vec![record(Phase::Cluster)], ..Snapshot::default() }).unwrap();
         save(&mut file, 1);
         let old = fs::read(directory.path().join("state.json")).unwrap();
         save(&mut file, 2);
@@ -203,8 +214,8 @@ mod tests {
     fn a_route_that_left_the_cluster_is_remembered_as_stale_there() {
         let directory = tempfile::tempdir().unwrap();
         let (mut file, _) = StateFile::open(directory.path()).unwrap();
-        file.save(&Snapshot { version: 1, clean: false, routes: vec![record(Phase::DualStandalone)] }).unwrap();
-        file.save(&Snapshot { version: 2, clean: false, routes: vec![] }).unwrap();
+        file.save(&Snapshot { version: 1, clean: false, routes: vec![record(Phase::DualStandalone)], naming: None }).unwrap();
+        file.save(&Snapshot { version: 2, clean: false, routes: vec![], naming: None }).unwrap();
         let (again, _) = StateFile::open(directory.path()).unwrap();
         assert!(again.has_stale_cluster_keys(&RouteName::Provider("42".into())));
     }

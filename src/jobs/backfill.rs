@@ -41,10 +41,9 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
         if marks(&context.table(), &first_touch) != begin {
             return Err(JobError::Incomplete("a route was flipped meanwhile; start the job again".into()));
         }
-        for route in &first_touch {
-            // The leader has every key now. Whether the follower has is what the next walk finds out.
-            context.adopter.set_knowledge(route, Coverage::Both, Doubt::Stays)?;
-        }
+        // The leader has every key now. Whether the follower has is what the next walk finds out.
+        let brought_over: Vec<RouteName> = first_touch.iter().cloned().collect();
+        context.adopter.set_knowledge(&brought_over, Coverage::Both, Doubt::Stays)?;
     }
     let begin = marks(&context.table(), routes);
     for leader in [Side::Standalone, Side::Cluster] {
@@ -56,15 +55,11 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
         pass(context, job, &led, leader.other(), Step::Sweep).await?;
     }
     settle(context, routes).await?;
-    let mut doubtful = Vec::new();
     let end = marks(&context.table(), routes);
-    for (route, mark) in &begin {
-        if end.get(route) != Some(mark) {
-            doubtful.push(route.to_string());
-            continue;
-        }
-        context.adopter.set_knowledge(route, Coverage::Both, Doubt::Ends)?;
-    }
+    let (synced, doubtful): (Vec<_>, Vec<_>) = begin.iter().partition(|(route, mark)| end.get(route) == Some(mark));
+    let synced: Vec<RouteName> = synced.into_iter().map(|(route, _)| route.clone()).collect();
+    context.adopter.set_knowledge(&synced, Coverage::Both, Doubt::Ends)?;
+    let doubtful: Vec<String> = doubtful.into_iter().map(|(route, _)| route.to_string()).collect();
     match doubtful.is_empty() {
         true => Ok("synced: both stores hold every key".into()),
         false => Err(JobError::Incomplete(format!("not synced, because a flip or a doubt came between: {}; start the job again", doubtful.join(", ")))),
@@ -90,6 +85,9 @@ fn marks(table: &Table, routes: &HashSet<RouteName>) -> HashMap<RouteName, (u64,
 /// One walk over one side, then what failed again and again until nothing is left.
 async fn pass(context: &Context, job: &Job, routes: &HashSet<RouteName>, side: Side, step: Step) -> Result<(), JobError> {
     let mut copier = Copier { context, job, step, reader: Reader::new(context), failed: Vec::new() };
+    if step != Step::Sweep {
+        context.copied.begin(routes);
+    }
     scan::walk(context, job, side, routes, &mut copier).await?;
     for round in 0..ROUNDS {
         if copier.failed.is_empty() {
@@ -127,12 +125,15 @@ impl Visit for Copier<'_> {
         };
         for some in keys.chunks(IN_FLIGHT) {
             let waits: Vec<_> = some.iter().map(|key| self.send(key.clone())).collect();
+            let mut copied = Vec::with_capacity(some.len());
             for (key, wait) in some.iter().zip(waits) {
                 match wait.await {
-                    Ok(Ok(())) => drop(self.job.copied.fetch_add(1, Ordering::Relaxed)),
+                    Ok(Ok(())) => copied.push(key.clone()),
                     _ => self.failed.push(key.clone()),
                 }
             }
+            self.job.copied.fetch_add(copied.len() as u64, Ordering::Relaxed);
+            self.context.copied.add(&self.context.table(), &copied);
         }
         Ok(())
     }

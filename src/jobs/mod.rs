@@ -2,16 +2,18 @@
 //! data only through the lanes, so that no copy can cross a write.
 
 mod backfill;
+pub mod inventory;
 mod reader;
 mod scan;
 mod verify;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -195,6 +197,32 @@ pub struct Context {
     pub seeds: Vec<Endpoint>,
     pub slot_map: Arc<ArcSwap<SlotMap>>,
     pub refresh: Arc<Notify>,
+    pub copied: Copied,
+}
+
+/// Keys of each route that its last backfill has copied. The lock guards the map, for a page of keys at a time.
+#[derive(Debug, Default)]
+pub struct Copied(Mutex<HashMap<RouteName, u64>>);
+
+impl Copied {
+    /// A walk over these routes begins.
+    fn begin(&self, routes: &HashSet<RouteName>) {
+        self.0.lock().extend(routes.iter().map(|route| (route.clone(), 0)));
+    }
+
+    fn add(&self, table: &Table, keys: &[Bytes]) {
+        let mut copied = self.0.lock();
+        for key in keys {
+            if let Some(count) = copied.get_mut(&table.route_of(key).0.name) {
+                *count += 1;
+            }
+        }
+    }
+
+    /// All of them.
+    pub fn by_route(&self) -> HashMap<RouteName, u64> {
+        self.0.lock().clone()
+    }
 }
 
 impl Context {
@@ -218,6 +246,11 @@ impl Jobs {
     /// All of them, the newest last.
     pub fn list(&self) -> Vec<Arc<Job>> {
         self.list.lock().clone()
+    }
+
+    /// Keys of each route that its last backfill in this run has copied.
+    pub fn copied(&self) -> HashMap<RouteName, u64> {
+        self.context.copied.by_route()
     }
 
     /// One by its number.

@@ -1,5 +1,6 @@
 //! Reads many keys of a side at once, beside the traffic: one connection a node, one pipeline a page.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -10,7 +11,6 @@ use crate::jobs::{Context, JobError};
 use crate::resp::reply::{self, Protocol};
 use crate::resp::write;
 use crate::routing::Side;
-use crate::slot;
 use crate::store::PrivateLink;
 use crate::store::link::Endpoint;
 
@@ -29,10 +29,13 @@ impl<'c> Reader<'c> {
     /// keys; `None`: the slot is moving, ask again.
     pub async fn ask(&mut self, side: Side, keys: &[Bytes], args: &[&[u8]]) -> Result<Vec<Option<Bytes>>, JobError> {
         let mut replies = vec![None; keys.len()];
+        let table = self.context.table();
         for (endpoint, indices) in self.by_node(side, keys)? {
             let mut out = BytesMut::new();
             for index in &indices {
-                let filled: Vec<&[u8]> = args.iter().map(|arg| if arg.is_empty() { &*keys[*index] } else { *arg }).collect();
+                let key = &keys[*index];
+                let name = if side == Side::Cluster { table.cluster_name(key) } else { Cow::Borrowed(&**key) };
+                let filled: Vec<&[u8]> = args.iter().map(|arg| if arg.is_empty() { &*name } else { *arg }).collect();
                 write::command(&mut out, &filled);
             }
             let answered = self.pipeline(&endpoint, &out, indices.len()).await;
@@ -53,10 +56,10 @@ impl<'c> Reader<'c> {
         if side == Side::Standalone {
             return Ok(vec![(self.context.standalone.clone(), (0..keys.len()).collect())]);
         }
-        let map = self.context.slot_map.load();
+        let (map, table) = (self.context.slot_map.load(), self.context.table());
         let mut nodes: HashMap<&Arc<str>, Vec<usize>> = HashMap::new();
         for (index, key) in keys.iter().enumerate() {
-            let slot = slot::of(key);
+            let slot = table.slot_of(key);
             let owner = map.owner(slot).ok_or_else(|| JobError::Store {
                 node: "the cluster".into(),
                 reason: format!("nobody serves slot {slot}"),

@@ -38,7 +38,7 @@ pub async fn walk(
     visit: &mut impl Visit,
 ) -> Result<(), JobError> {
     if side == Side::Standalone {
-        return walk_node(context, job, &context.standalone, routes, visit).await;
+        return walk_node(context, job, (side, &context.standalone), routes, visit).await;
     }
     for _ in 0..TRIES {
         wait_for_layout(context).await;
@@ -47,7 +47,7 @@ pub async fn walk(
             return Err(JobError::Store { node: "the cluster".into(), reason: "its layout is not known".into() });
         }
         for address in before.primaries() {
-            walk_node(context, job, &node(context, address), routes, visit).await?;
+            walk_node(context, job, (side, &node(context, address)), routes, visit).await?;
         }
         if before == context.slot_map.load_full() {
             return Ok(());
@@ -74,7 +74,7 @@ pub fn node(context: &Context, address: &Arc<str>) -> Endpoint {
 async fn walk_node(
     context: &Context,
     job: &Job,
-    endpoint: &Endpoint,
+    (side, endpoint): (Side, &Endpoint),
     routes: &HashSet<RouteName>,
     visit: &mut impl Visit,
 ) -> Result<(), JobError> {
@@ -83,7 +83,7 @@ async fn walk_node(
         if attempt > 0 {
             tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
         }
-        match try_node(context, job, endpoint, routes, visit).await {
+        match try_node(context, job, (side, endpoint), routes, visit).await {
             Err(JobError::Store { reason: lost, .. }) => reason = lost,
             ended => return ended,
         }
@@ -94,7 +94,7 @@ async fn walk_node(
 async fn try_node(
     context: &Context,
     job: &Job,
-    endpoint: &Endpoint,
+    (side, endpoint): (Side, &Endpoint),
     routes: &HashSet<RouteName>,
     visit: &mut impl Visit,
 ) -> Result<(), JobError> {
@@ -117,7 +117,10 @@ async fn try_node(
         let (next, keys) = parse(&page).ok_or_else(|| lost(String::from_utf8_lossy(&page[..page.len().min(80)]).into_owned()))?;
         job.scanned.fetch_add(keys.len() as u64, Ordering::Relaxed);
         let table = context.table();
-        let mine: Vec<Bytes> = keys.into_iter().filter(|key| routes.contains(&table.route_of(key).0.name)).collect();
+        // On the cluster, what has a name that no key of this table has is somebody else's.
+        let own = |key: Bytes| if side == Side::Cluster { Some(key.slice_ref(table.own_name(&key)?)) } else { Some(key) };
+        let own = keys.into_iter().filter_map(own);
+        let mine: Vec<Bytes> = own.filter(|key| routes.contains(&table.route_of(key).0.name)).collect();
         if !mine.is_empty() {
             visit.visit(mine).await?;
         }
@@ -129,7 +132,7 @@ async fn try_node(
     }
 }
 
-fn parse(page: &Bytes) -> Option<(Bytes, Vec<Bytes>)> {
+pub(super) fn parse(page: &Bytes) -> Option<(Bytes, Vec<Bytes>)> {
     let parts = reply::elements(page)?;
     let (cursor, list) = (page.slice(parts.first()?.clone()), page.slice(parts.get(1)?.clone()));
     let keys = reply::elements(&list)?.into_iter().map(|range| {

@@ -2,7 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::resp::scan::{ArgRange, ArgRanges};
+use crate::resp::limits::Limits;
+use crate::resp::scan::{ArgRange, ArgRanges, RequestScanner};
 use crate::resp::write;
 
 /// One command: always a RESP array of bulk strings, whatever it arrived as. Cheap to clone.
@@ -24,6 +25,13 @@ impl Request {
         let mut bytes = BytesMut::new();
         let ranges = write::command(&mut bytes, &views);
         Self { bytes: bytes.freeze(), args: ranges }
+    }
+
+    /// A request that stands whole in `bytes`; `None` where there is none.
+    pub fn parse(bytes: Bytes) -> Option<Self> {
+        let mut scanner = RequestScanner::default();
+        let length = scanner.scan(&bytes, &Limits::default()).ok()??;
+        (length == bytes.len() && !scanner.is_inline()).then(|| Self { args: scanner.args().clone(), bytes })
     }
 
     /// The whole frame.

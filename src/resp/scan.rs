@@ -68,11 +68,14 @@ impl RequestScanner {
                 Some(b'*') => {}
                 Some(_) => return self.scan_inline(buffer, limits),
             }
-            let Some((count, after)) = line(buffer, 0, limits.inline_bytes_max).map_err(|_| ScanError::CountTooLong)?
-            else {
-                return Ok(None);
+            let (count, after) = match short_head(buffer, 0) {
+                Some(found) => found,
+                None => {
+                    let found = line(buffer, 0, limits.inline_bytes_max).map_err(|_| ScanError::CountTooLong)?;
+                    let Some((end, after)) = found else { return Ok(None) };
+                    (number(&buffer[1..end]).ok_or(ScanError::InvalidCount)?, after)
+                }
             };
-            let count = number(&buffer[1..count]).ok_or(ScanError::InvalidCount)?;
             if count > limits.args_max as i64 {
                 return Err(ScanError::InvalidCount);
             }
@@ -85,9 +88,14 @@ impl RequestScanner {
             if first != b'$' {
                 return Err(ScanError::ExpectedBulk(first));
             }
-            let found = line(buffer, self.position, limits.inline_bytes_max).map_err(|_| ScanError::LengthTooLong)?;
-            let Some((end, start)) = found else { return Ok(None) };
-            let length = number(&buffer[self.position + 1..end]).ok_or(ScanError::InvalidLength)?;
+            let (length, start) = match short_head(buffer, self.position) {
+                Some(found) => found,
+                None => {
+                    let found = line(buffer, self.position, limits.inline_bytes_max);
+                    let Some((end, start)) = found.map_err(|_| ScanError::LengthTooLong)? else { return Ok(None) };
+                    (number(&buffer[self.position + 1..end]).ok_or(ScanError::InvalidLength)?, start)
+                }
+            };
             if length < 0 || length > limits.bulk_bytes_max as i64 {
                 return Err(ScanError::InvalidLength);
             }
@@ -233,6 +241,10 @@ impl ReplyScanner {
     /// `Ok(Some(length))`: one whole reply stands in `buffer[..length]`. `Ok(None)`: more bytes are needed.
     pub fn scan(&mut self, buffer: &[u8]) -> Result<Option<usize>, ScanError> {
         if !self.started {
+            if let Some(length) = common_reply(buffer) {
+                self.wanted = 0;
+                return Ok(Some(length));
+            }
             self.position = 0;
             self.owed.clear();
             self.owed.push(1);
@@ -245,6 +257,11 @@ impl ReplyScanner {
                 continue;
             }
             let Some(&kind) = buffer.get(self.position) else { return Ok(None) };
+            if let Some(after) = whole_bulk(buffer, self.position) {
+                *top -= 1;
+                self.position = after;
+                continue;
+            }
             // A line of any length may be a simple string; one that is longer than a bulk may be is no Redis.
             let Some((end, after)) = line(buffer, self.position, 512 << 20)? else { return Ok(None) };
             let text = &buffer[self.position + 1..end];
@@ -290,6 +307,44 @@ impl ReplyScanner {
     pub fn wanted(&self) -> usize {
         self.wanted
     }
+}
+
+/// The number in the head of a frame at `from`, and what stands after the head: `$64` CR LF. Only where it has up to four
+/// digits and is as it should be, which is nearly always; all else is for [`line`] and [`number`], which know every rule.
+/// To search for the CR costs more than to look at these few bytes.
+#[inline(always)]
+fn short_head(buffer: &[u8], from: usize) -> Option<(i64, usize)> {
+    let digit = |byte: u8| byte.wrapping_sub(b'0');
+    let (digits, length) = match *buffer.get(from + 1..)? {
+        [a, b'\r', b'\n', ..] => ([0, 0, 0, digit(a)], 1),
+        [b'0', ..] => return None,
+        [a, b, b'\r', b'\n', ..] => ([0, 0, digit(a), digit(b)], 2),
+        [a, b, c, b'\r', b'\n', ..] => ([0, digit(a), digit(b), digit(c)], 3),
+        [a, b, c, d, b'\r', b'\n', ..] => ([digit(a), digit(b), digit(c), digit(d)], 4),
+        _ => return None,
+    };
+    let value = digits.iter().fold(0, |value, digit| value * 10 + i64::from(*digit));
+    digits.iter().all(|digit| *digit < 10).then_some((value, from + length + 3))
+}
+
+/// The length of a whole reply of the two kinds that most are: `+OK` and a bulk string.
+#[inline]
+fn common_reply(buffer: &[u8]) -> Option<usize> {
+    if buffer.starts_with(b"+OK\r\n") {
+        return Some(5);
+    }
+    whole_bulk(buffer, 0)
+}
+
+/// What stands after the bulk string at `from`, if all of it is there and right.
+#[inline]
+fn whole_bulk(buffer: &[u8], from: usize) -> Option<usize> {
+    if buffer.get(from) != Some(&b'$') {
+        return None;
+    }
+    let (length, after) = short_head(buffer, from)?;
+    let stop = after + length as usize;
+    (buffer.get(stop..stop + 2)? == b"\r\n").then_some(stop + 2)
 }
 
 /// The line that begins at `from`: its end before CR LF, and what stands after it.
@@ -363,6 +418,15 @@ mod tests {
         }
 
         #[test]
+        fn a_short_head_says_what_the_rules_say_or_nothing(head in "[$*][0-9+\\-\r\n]{0,7}", tail in "[\r\nx]{0,3}") {
+            let frame = [head.as_bytes(), tail.as_bytes()].concat();
+            if let Some((value, after)) = short_head(&frame, 0) {
+                let (end, start) = line(&frame, 0, 100).unwrap().unwrap();
+                prop_assert_eq!((Some(value), after), (number(&frame[1..end]), start));
+            }
+        }
+
+        #[test]
         fn no_bytes_make_a_scanner_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = RequestScanner::default().scan(&bytes, &Limits::default());
             let _ = ReplyScanner::default().scan(&bytes);
@@ -385,6 +449,23 @@ mod tests {
                 longer.extend_from_slice(b"+next\r\n");
                 assert_eq!(scanner.scan(&longer), Ok(Some(frame.len())), "{frame:?} at {cut}");
             }
+        }
+    }
+
+    #[test]
+    fn every_number_is_read_in_a_head_of_any_length() {
+        for value in (0..12_000).chain([99_999, 100_000, 999_999, 1_000_000]) {
+            let frame = format!("${value}\r\n").into_bytes();
+            let short = (value < 10_000).then_some((value, frame.len()));
+            assert_eq!(short_head(&frame, 0), short, "{value}");
+            let mut request = format!("*1\r\n${value}\r\n").into_bytes();
+            request.resize(request.len() + value as usize, b'x');
+            request.extend_from_slice(b"\r\n");
+            assert_eq!(RequestScanner::default().scan(&request, &Limits::default()), Ok(Some(request.len())));
+            assert_eq!(ReplyScanner::default().scan(&request), Ok(Some(request.len())));
+        }
+        for head in [&b"$007\r\n"[..], b"$0:\r\n", b"$1/2\r\n", b"$-1\r\n", b"$\r\n", b"$1\r", b"$12\rx", b"$"] {
+            assert_eq!(short_head(head, 0), None, "{head:?}");
         }
     }
 

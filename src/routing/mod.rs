@@ -1,6 +1,7 @@
 //! Which store answers for a key: phases, key patterns, the table, what happens at a flip. Pure.
 
 pub mod flip;
+mod naming;
 mod pattern;
 mod phase;
 mod plan;

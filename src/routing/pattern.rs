@@ -1,5 +1,7 @@
 //! From a key to the provider in it. Linear in the key, no allocation.
 
+use std::fmt;
+
 /// Why a pattern can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
@@ -69,6 +71,14 @@ impl Pattern {
     }
 }
 
+impl fmt::Display for Pattern {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let star = |is_there| if is_there { "*" } else { "" };
+        let (before, after) = (String::from_utf8_lossy(&self.before), String::from_utf8_lossy(&self.after));
+        write!(out, "{}{before}{{provider}}{after}{}", star(self.floats), star(self.open_end))
+    }
+}
+
 /// The patterns of a table, tried in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patterns(pub Vec<Pattern>);
@@ -100,6 +110,9 @@ mod tests {
         assert_eq!(find(&both, "asgi:group:provider_7"), None);
         assert_eq!(find(&["t:{provider}"], "t:9").as_deref(), Some("9"));
         assert_eq!(find(&["t:{provider}"], "t:9:x"), None);
+        for text in ["provider:{provider}:*", "*:provider:{provider}:*", "t:{provider}", "a{provider}:b"] {
+            assert_eq!(Pattern::parse(text).unwrap().to_string(), text);
+        }
     }
 
     #[test]

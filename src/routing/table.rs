@@ -151,7 +151,8 @@ pub enum Ack {
 }
 
 /// What keys are called on the cluster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ClusterKeys {
     #[default]
     Same,
@@ -362,6 +363,11 @@ impl Table {
         if lacks_keys { Side::Standalone } else { Side::Cluster }
     }
 
+    /// How providers are found in keys.
+    pub fn patterns(&self) -> &Patterns {
+        &self.patterns
+    }
+
     /// The phase of pub/sub.
     pub fn pubsub(&self) -> Phase {
         self.pubsub
@@ -392,7 +398,7 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::routing::Pattern;
 

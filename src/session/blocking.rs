@@ -102,20 +102,22 @@ impl Session {
             Err(error) => outcome_of(&Err(error.clone())),
         };
         guard.finish(outcome).await;
+        let own = |frame| engine.reply_from(&target, spec, request, frame);
+        let answer = answer.map(|ended| if let Ended::Answered(frame) = ended { Ended::Answered(own(frame)) } else { ended });
         answer.map_err(|error| refusal_of(&error))
     }
 
     async fn wait_for(
         &mut self,
         request: &Request,
-        spec: &CommandSpec,
+        spec: &'static CommandSpec,
         target: &Target,
         keys: &[Bytes],
         until: Option<Instant>,
     ) -> Result<Ended, LinkError> {
         let engine = self.shared.engine.clone();
         let mut link = self.private_link(target).await.map_err(|_| LinkError::Down("no connection".into()))?;
-        link.send(request.bytes()).await?;
+        link.send(&engine.request_for(target, spec, request)).await?;
         let late = until.map(|until| tokio::time::Instant::from_std(until + GRACE));
         let (replies, client) = (self.replies.clone(), self.client.clone());
         loop {

@@ -245,7 +245,7 @@ fn kill_filter(request: &Request, own: u64) -> Result<(Filter, bool), String> {
     if request.len() == 3 {
         return Ok((Filter { peer: Some(Bytes::copy_from_slice(request.arg(2))), ..Filter::default() }, true));
     }
-    if request.len() % 2 != 0 {
+    if !request.len().is_multiple_of(2) {
         return Err(SYNTAX.into());
     }
     let mut filter = Filter { but: Some(own), ..Filter::default() };

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::command::{self, CommandSpec};
+use crate::command::{self, CommandSpec, Kind};
 use crate::dual::lane::Outcome;
 use crate::dual::{ReplyPort, ReplyTo, Target, refusal_of};
 use crate::resp::refusal::Refusal;
@@ -10,7 +10,7 @@ use crate::resp::reply;
 use crate::resp::request::Request;
 use crate::routing::Side;
 use crate::session::session::Session;
-use crate::store::Reply;
+use crate::store::{LinkError, Reply};
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -62,24 +62,64 @@ impl Session {
     /// A command outside of the lanes, whole on one store, after everything before it was answered.
     pub(super) async fn run_whole(&mut self, request: Request, spec: &'static CommandSpec, keys: Vec<Bytes>) {
         self.replies.settle(0).await;
-        let outcome = self.run_guarded(request.bytes(), 1, spec.name, &keys).await;
+        let outcome = self.run_guarded(&request, spec, &keys).await;
         self.answer_with(outcome);
     }
 
-    /// Runs bytes on the store that leads all of the keys, and resyncs these.
-    pub(super) async fn run_guarded(&self, bytes: &Bytes, replies: u32, command: &str, keys: &[Bytes]) -> Result<Bytes, Refusal> {
+    /// Runs a command on the store that leads all of the keys, and resyncs these.
+    pub(super) async fn run_guarded(&self, request: &Request, spec: &'static CommandSpec, keys: &[Bytes]) -> Result<Bytes, Refusal> {
         let engine = &self.shared.engine;
         let guard = engine.begin(keys).await?;
-        let target = match target_of(command, self.db, keys, guard.plans.iter().map(|plan| plan.leader)) {
+        let target = match self.target_of(spec.name, keys, guard.plans.iter().map(|plan| plan.leader)) {
             Ok(target) => target,
             Err(refusal) => {
                 guard.finish(Outcome::Refused).await;
                 return Err(refusal);
             }
         };
-        let answer = engine.call_batch(&target, bytes, replies, self.protocol).await;
+        let answer = self.call_healed(&target, spec, request).await;
         guard.finish(outcome_of(&answer)).await;
-        answer.map_err(|error| refusal_of(&error))
+        answer.map(|frame| engine.reply_from(&target, spec, request, frame)).map_err(|error| refusal_of(&error))
+    }
+
+    /// One command on a store. A script that this store has not seen is loaded there, if the proxy has.
+    async fn call_healed(&self, target: &Target, spec: &'static CommandSpec, request: &Request) -> Result<Bytes, LinkError> {
+        let engine = &self.shared.engine;
+        let bytes = engine.request_for(target, spec, request);
+        let answer = engine.call(target, &bytes, self.protocol).await?;
+        if spec.kind != Kind::Script || reply::error_word(&answer) != b"NOSCRIPT" {
+            return Ok(answer);
+        }
+        let Some(body) = self.shared.scripts.find(request.arg(1)) else { return Ok(answer) };
+        let load = crate::dual::effect::command(&[b"SCRIPT", b"LOAD", &body]);
+        engine.call(target, &load, self.protocol).await?;
+        engine.call(target, &bytes, self.protocol).await
+    }
+
+    /// The one place where all of these keys are led, else why there is none.
+    pub(super) fn target_of(
+        &self,
+        command: &str,
+        keys: &[Bytes],
+        mut leaders: impl Iterator<Item = Side>,
+    ) -> Result<Target, Refusal> {
+        let refuse = |reason| {
+            self.shared.engine.note_refused(&keys[0]);
+            Err(Refusal::CrossSlot { command: command.to_lowercase(), reason })
+        };
+        let Some(leader) = leaders.next() else { return Ok(Target::Standalone { db: self.db }) };
+        if leaders.any(|other| other != leader) {
+            return refuse("its keys are led by different stores while their providers move");
+        }
+        if leader == Side::Standalone {
+            return Ok(Target::Standalone { db: self.db });
+        }
+        let engine = &self.shared.engine;
+        let slot = engine.slot_of(&keys[0]);
+        if keys.iter().any(|key| engine.slot_of(key) != slot) {
+            return refuse("its keys are in different slots of the cluster");
+        }
+        Ok(Target::Slot(slot))
     }
 
     /// One command, awaited, by the same ways as if it had come alone.
@@ -102,27 +142,35 @@ impl Session {
         engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
     }
 
-    /// Scripts: on the store of their keys, without keys on the standalone. Loaded scripts go to every node.
+    /// Scripts: on the store of their keys; without keys where keys without a provider are. Loaded scripts go to every node.
     pub(super) async fn script(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
         if !self.is_moving_db() {
             return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
         }
         self.replies.settle(0).await;
+        self.shared.scripts.note(spec, &request);
         if matches!(spec.name, "SCRIPT" | "FUNCTION") {
             for address in engine.stores().primaries() {
-                // A node that fails here answers NOSCRIPT later, and the client loads again.
+                // A node that fails here answers NOSCRIPT later, and is healed then.
                 let _ = engine.call(&Target::Node(address), request.bytes(), self.protocol).await;
             }
             return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
         }
-        match command::keys_of(spec, &request) {
-            Some(keys) if !keys.is_empty() => {
-                let keys = keys.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect();
-                self.run_whole(request, spec, keys).await;
-            }
-            _ => engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to()),
+        let Some(keys) = command::keys_of(spec, &request) else {
+            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+        };
+        if !keys.is_empty() {
+            let keys = keys.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect();
+            return self.run_whole(request, spec, keys).await;
         }
+        // What it touches undeclared is on the store of these, or the store says that it is not.
+        let target = match engine.plan(b"").leader {
+            Side::Standalone => Target::Standalone { db: self.db },
+            Side::Cluster => Target::Slot(engine.slot_of(b"")),
+        };
+        let outcome = self.call_healed(&target, spec, &request).await.map_err(|error| refusal_of(&error));
+        self.answer_with(outcome);
     }
 }
 
@@ -134,26 +182,4 @@ pub(super) fn outcome_of(answer: &Result<Bytes, crate::store::LinkError>) -> Out
         Err(error) if !error.may_have_run() => Outcome::Refused,
         Err(_) => Outcome::Doubt,
     }
-}
-
-/// The one place where all of these keys are led, else why there is none.
-pub(super) fn target_of(
-    command: &str,
-    db: u32,
-    keys: &[Bytes],
-    mut leaders: impl Iterator<Item = Side>,
-) -> Result<Target, Refusal> {
-    let refuse = |reason| Err(Refusal::CrossSlot { command: command.to_lowercase(), reason });
-    let Some(leader) = leaders.next() else { return Ok(Target::Standalone { db }) };
-    if leaders.any(|other| other != leader) {
-        return refuse("its keys are led by different stores while their providers move");
-    }
-    if leader == Side::Standalone {
-        return Ok(Target::Standalone { db });
-    }
-    let slot = crate::slot::of(&keys[0]);
-    if keys.iter().any(|key| crate::slot::of(key) != slot) {
-        return refuse("its keys are in different slots of the cluster");
-    }
-    Ok(Target::Slot(slot))
 }

@@ -22,10 +22,10 @@ use crate::session::session::Session;
 const IN_FLIGHT: usize = 256;
 
 impl Session {
-    pub(super) async fn flush(&mut self, request: &Request, spec: &CommandSpec) -> Result<Bytes, Refusal> {
+    pub(super) async fn flush(&mut self, request: &Request, spec: &'static CommandSpec) -> Result<Bytes, Refusal> {
         match spec.name {
             "FLUSHDB" | "FLUSHALL" => self.remove_all(request, spec).await,
-            "MOVE" => self.move_key(request).await,
+            "MOVE" => self.move_key(request, spec).await,
             name => Err(Refusal::NotSupported {
                 command: name.to_lowercase(),
                 reason: "keys of the database that moves are on two stores",
@@ -71,7 +71,7 @@ impl Session {
     async fn resync_cluster(&self) -> Result<(), Refusal> {
         let engine = &self.shared.engine;
         for address in engine.stores().primaries() {
-            for keys in self.keys_of_node(&address).await?.chunks(IN_FLIGHT) {
+            for keys in self.own_keys_of_node(&address).await?.chunks(IN_FLIGHT) {
                 let dual = keys.iter().filter(|key| engine.plan(key).follower.is_some());
                 let waits: Vec<_> = dual.map(|key| engine.resync(key.clone())).collect();
                 for wait in waits {
@@ -118,7 +118,7 @@ impl Session {
     }
 
     /// A key changes its database: only on the standalone, and if it is the one that moves its lane hears of it.
-    async fn move_key(&mut self, request: &Request) -> Result<Bytes, Refusal> {
+    async fn move_key(&mut self, request: &Request, spec: &'static CommandSpec) -> Result<Bytes, Refusal> {
         let engine = self.shared.engine.clone();
         let to: Option<u32> = std::str::from_utf8(request.arg(2)).ok().and_then(|text| text.parse().ok());
         let key = Bytes::copy_from_slice(request.arg(1));
@@ -130,6 +130,6 @@ impl Session {
             let reason = "the cluster leads this key, and a cluster has one database only";
             return Err(Refusal::NotSupported { command: "move".into(), reason });
         }
-        self.run_guarded(request.bytes(), 1, "move", &[key]).await
+        self.run_guarded(request, spec, &[key]).await
     }
 }

@@ -175,17 +175,28 @@ impl Session {
         view: &View,
     ) -> Result<Result<(u64, Vec<Bytes>), Bytes>, Refusal> {
         let engine = &self.shared.engine;
+        let side = if source.is_none() { Side::Standalone } else { Side::Cluster };
         let text = cursor.to_string();
-        let args: Vec<&[u8]> =
-            request.args().enumerate().map(|(index, arg)| if index == 1 { text.as_bytes() } else { arg }).collect();
-        let ask = crate::dual::effect::command(&args);
+        let pattern_at = (3..request.len()).find(|index| request.arg(index - 1).eq_ignore_ascii_case(b"MATCH"));
+        let pattern = pattern_at.map(|index| match side {
+            Side::Standalone => request.arg(index).into(),
+            Side::Cluster => view.table.cluster_pattern(request.arg(index)),
+        });
+        let args = request.args().enumerate().map(|(index, arg)| match (index, &pattern) {
+            (1, _) => text.as_bytes(),
+            (index, Some(pattern)) if Some(index) == pattern_at => pattern,
+            _ => arg,
+        });
+        let ask = crate::dual::effect::command(&args.collect::<Vec<_>>());
         let target = source.map_or(Target::Standalone { db: self.db }, |address| Target::Node(address.clone()));
         let frame = engine.call(&target, &ask, self.protocol).await.map_err(|error| refusal_of(&error))?;
         if reply::is_error(&frame) {
             return Ok(Err(frame));
         }
         let (next, mut keys) = parse_page(&frame).ok_or_else(unknown_form)?;
-        let side = if source.is_none() { Side::Standalone } else { Side::Cluster };
+        if side == Side::Cluster {
+            keys = keys.iter().filter_map(|key| Some(key.slice_ref(view.table.own_name(key)?))).collect();
+        }
         keys.retain(|key| view.table.complete_side(view.table.route_of(key).0, view.knowledge) == side);
         Ok(Ok((next, keys)))
     }
@@ -203,9 +214,13 @@ impl Session {
                 Some(address) => (Target::Node(address.clone()), Side::Cluster),
             };
             let frame = engine.call(&target, &ask, self.protocol).await.map_err(|error| refusal_of(&error))?;
-            let is_told = |key: &[u8]| table.complete_side(table.route_of(key).0, table.knowledge()) == side;
-            if !reply::is_null(&frame) && reply::bulk(&frame).is_some_and(is_told) {
-                return Ok(frame);
+            let is_told = |key: &&[u8]| table.complete_side(table.route_of(key).0, table.knowledge()) == side;
+            let own = |name| if side == Side::Cluster { table.own_name(name) } else { Some(name) };
+            let key = reply::bulk(&frame).filter(|_| !reply::is_null(&frame)).and_then(own).filter(is_told);
+            if let Some(key) = key {
+                let mut out = BytesMut::new();
+                write::bulk(&mut out, key);
+                return Ok(out.freeze());
             }
         }
         let mut out = BytesMut::new();
@@ -216,15 +231,16 @@ impl Session {
         Ok(out.freeze())
     }
 
-    /// Every key of one primary, of whatever route.
-    pub(super) async fn keys_of_node(&self, address: &Arc<str>) -> Result<Vec<Bytes>, Refusal> {
+    /// Every key of one primary that has a name of this table, of whatever route.
+    pub(super) async fn own_keys_of_node(&self, address: &Arc<str>) -> Result<Vec<Bytes>, Refusal> {
         let (engine, target) = (&self.shared.engine, Target::Node(address.clone()));
         let (mut all, mut cursor) = (Vec::new(), 0);
         loop {
             let ask = crate::dual::effect::command(&[b"SCAN", cursor.to_string().as_bytes(), b"COUNT", b"1000"]);
             let frame = engine.call(&target, &ask, self.protocol).await.map_err(|error| refusal_of(&error))?;
             let (next, keys) = parse_page(&frame).ok_or_else(unknown_form)?;
-            all.extend(keys);
+            let table = engine.table();
+            all.extend(keys.iter().filter_map(|key| Some(key.slice_ref(table.own_name(key)?))));
             cursor = next;
             if cursor == 0 {
                 return Ok(all);

@@ -10,6 +10,8 @@ use crate::resp::write;
 use crate::session::replies::Mute;
 use crate::session::session::{Flow, Session};
 
+/// What the proxy needs of its stores, and says it is while it has not reached the standalone yet.
+const VERSION_LEAST: &str = "7.0.0";
 /// Redis has 16 by default; a number beyond what the standalone has is refused by its own SELECT.
 pub(super) const DATABASES: u32 = 16;
 
@@ -37,7 +39,7 @@ impl Session {
                 Some(_) => write::error(&mut out, "ERR DB index is out of range"),
                 None => write::error(&mut out, "ERR value is not an integer or out of range"),
             },
-            "AUTH" => self.auth(&mut out, request.arg(request.len() - 1), request.len()),
+            "AUTH" => self.auth(&mut out, &request),
             "HELLO" => self.hello(&mut out, &request),
             _ => return self.client(&request),
         }
@@ -49,7 +51,7 @@ impl Session {
     pub(super) fn reset(&mut self) {
         self.reset_transaction();
         self.replies.mute(Mute::No);
-        self.subscriptions = None;
+        self.subscriber = None;
         self.set_protocol(Protocol::Resp2);
         self.set_db(0);
         self.client.rename(|names| names.name = Bytes::new());
@@ -61,24 +63,30 @@ impl Session {
         Flow::Continue
     }
 
-    fn is_password(&self, given: &[u8]) -> bool {
+    /// There is one user, `default`, as in a Redis without an ACL; without a password it may have any.
+    fn is_login(&self, user: &[u8], given: &[u8]) -> bool {
+        if user != b"default" {
+            return false;
+        }
         let Some(password) = &self.shared.limits.password else { return true };
         // In constant time for equal lengths.
         password.len() == given.len()
             && password.bytes().zip(given).fold(0u8, |differs, (own, given)| differs | (own ^ given)) == 0
     }
 
-    fn auth(&mut self, out: &mut BytesMut, given: &[u8], argc: usize) {
-        if argc > 3 {
-            return write::error(out, "ERR syntax error");
-        }
-        if self.shared.limits.password.is_none() && argc == 2 {
+    fn auth(&mut self, out: &mut BytesMut, request: &Request) {
+        let (user, given) = match request.len() {
+            2 => (&b"default"[..], request.arg(1)),
+            3 => (request.arg(1), request.arg(2)),
+            _ => return write::error(out, "ERR syntax error"),
+        };
+        if self.shared.limits.password.is_none() && request.len() == 2 {
             return write::error(
                 out,
                 "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?",
             );
         }
-        if self.is_password(given) {
+        if self.is_login(user, given) {
             self.is_admitted = true;
             write::simple(out, "OK");
         } else {
@@ -101,7 +109,7 @@ impl Session {
             let word = request.arg(index).to_ascii_uppercase();
             match (word.as_slice(), request.len() - index) {
                 (b"AUTH", 3..) => {
-                    if !self.is_password(request.arg(index + 2)) {
+                    if !self.is_login(request.arg(index + 1), request.arg(index + 2)) {
                         return write::error(out, "WRONGPASS invalid username-password pair or user is disabled.");
                     }
                     self.is_admitted = true;
@@ -129,8 +137,9 @@ impl Session {
         }
         self.set_protocol(protocol);
         write::map(out, protocol, 7);
-        let pairs: [(&str, &str); 2] = [("server", "redis"), ("version", "7.0.15")];
-        for (name, value) in pairs {
+        let version = self.shared.engine.stores().version();
+        let version = if version.is_empty() { VERSION_LEAST } else { &version };
+        for (name, value) in [("server", "redis"), ("version", version)] {
             write::bulk(out, name.as_bytes());
             write::bulk(out, value.as_bytes());
         }

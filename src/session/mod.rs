@@ -8,11 +8,14 @@ mod flush;
 mod keyspace;
 mod local;
 mod pubsub;
+mod refused;
 mod replies;
+mod scripts;
 mod session;
 mod split;
 mod transaction;
 pub mod worker;
 
 pub use clients::Clients;
+pub use scripts::Scripts;
 pub use session::SessionLimits;

@@ -1,61 +1,72 @@
 //! Subscriptions: a connection of the client's own to the store on which all channels meet, its frames passed on as they
 //! come. RESP2 clients are in subscribe mode meanwhile, RESP3 clients may send anything.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use crate::command::{self, CommandSpec, Kind};
-use crate::dual::Target;
+use crate::command::{self, Kind};
+use crate::dual::{Seat, Target};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::{self, Protocol};
 use crate::resp::request::Request;
+use crate::resp::write;
 use crate::routing::Side;
 use crate::session::clients::Wish;
 use crate::session::session::{Flow, Session};
 use crate::store::{LinkError, PrivateLink, Reply};
 
+
 impl Session {
     /// PUBLISH, SPUBLISH, PUBSUB: to the store on which all channels meet.
-    pub(super) fn publish(&mut self, request: Request, _spec: &'static CommandSpec) {
-        let engine = self.shared.engine.clone();
-        let to = self.reply_to();
-        match engine.table().pubsub().leader() {
-            Side::Standalone => engine.submit_elsewhere(engine.db(), request.bytes(), self.protocol, to),
-            Side::Cluster => engine.submit_slot(self.pubsub_slot(&request), request.bytes(), self.protocol, to),
-        }
+    pub(super) fn publish(&mut self, request: &Request) {
+        let channel = request.args().nth(1).unwrap_or_default();
+        self.shared.engine.publish(request.bytes(), channel, self.protocol, self.reply_to());
     }
 
-    fn pubsub_slot(&self, request: &Request) -> u16 {
-        request.args().nth(1).map_or(0, crate::slot::of)
+    /// A connection of the subscriber's own on a side.
+    async fn subscriber_link(&self, side: Side, channel: &[u8]) -> Result<PrivateLink, Refusal> {
+        let target = match side {
+            Side::Standalone => Target::Standalone { db: self.db },
+            Side::Cluster => Target::Slot(crate::slot::of(channel)),
+        };
+        self.private_link(&target).await
     }
 
-    /// The first SUBSCRIBE of a client, or one more.
+    /// The first SUBSCRIBE of a client, and what came in one piece with it; later ones come to
+    /// [`Session::serve_subscriptions`].
     pub(super) async fn subscribe(&mut self, request: Request) {
-        self.replies.settle(0).await;
-        if self.subscriptions.is_none() {
-            let target = match self.shared.engine.table().pubsub().leader() {
-                Side::Standalone => Target::Standalone { db: self.db },
-                Side::Cluster => Target::Slot(self.pubsub_slot(&request)),
-            };
-            match self.private_link(&target).await {
-                Ok(link) => self.subscriptions = Some(link),
-                Err(refusal) => return self.refuse(refusal),
+        if let Some(subscriber) = &mut self.subscriber {
+            if subscriber.link.send(request.bytes()).await.is_err() {
+                self.replies.close();
             }
+            return;
         }
-        let Some(link) = &mut self.subscriptions else { return };
+        self.replies.settle(0).await;
+        let seat = self.shared.engine.take_seat();
+        let channel = request.args().nth(1).unwrap_or_default();
+        let mut link = match self.subscriber_link(seat.side(), channel).await {
+            Ok(link) => link,
+            Err(refusal) => return self.refuse(refusal),
+        };
         if link.send(request.bytes()).await.is_err() {
-            self.replies.close();
+            return self.replies.close();
         }
+        self.subscriber = Some(Subscriber::new(link, seat));
     }
 
     /// Passes messages on until the last subscription is gone, or until the client has sent something to be handled.
     pub(super) async fn serve_subscriptions(&mut self) -> Flow {
         let engine = self.shared.engine.clone();
         let (replies, client) = (self.replies.clone(), self.client.clone());
-        let Some(link) = self.subscriptions.take() else { return Flow::Continue };
-        let mut subscriber = Subscriber { link, count: 0, is_over: false, is_confirmed: false };
+        let Some(mut subscriber) = self.subscriber.take() else { return Flow::Continue };
         loop {
+            if subscriber.seat.is_behind() && self.go_over(&mut subscriber).await.is_err() {
+                // The old side still has everything; the adoption gives up if the new one does not come.
+                tokio::time::sleep(GO_OVER_AGAIN).await;
+            }
             // A SUBSCRIBE may have been sent on behind the UNSUBSCRIBE that ended the last one.
             if subscriber.is_over && !subscriber.is_confirmed && self.confirm(&mut subscriber).await.is_err() {
                 replies.close();
@@ -102,6 +113,7 @@ impl Session {
                     return Flow::Close;
                 },
                 () = engine.closing() => if engine.is_stopping() { return Flow::Close },
+                () = engine.turned() => {}
             }
         }
     }
@@ -119,6 +131,25 @@ impl Session {
             subscriber.look_at(&frame);
             self.replies.append(Reply::Whole(frame));
         }
+    }
+
+    /// Subscribes on the other side, after everything that was sent on this one. Nobody publishes meanwhile.
+    async fn go_over(&mut self, subscriber: &mut Subscriber) -> Result<(), LinkError> {
+        self.confirm(subscriber).await?;
+        let (ask, answers) = subscriber.subscribe_all();
+        let channel = subscriber.channels.first().or(subscriber.shard_channels.first()).cloned().unwrap_or_default();
+        let opened = self.subscriber_link(subscriber.seat.side().other(), &channel).await;
+        let mut link = opened.map_err(|refusal| LinkError::Down(refusal.to_string()))?;
+        link.send(&ask).await?;
+        for _ in 0..answers {
+            let frame = link.receive().await?;
+            if reply::is_error(&frame) {
+                return Err(LinkError::Down(String::from_utf8_lossy(reply::error_text(&frame)).into_owned()));
+            }
+        }
+        subscriber.link = link;
+        subscriber.seat.go_over();
+        Ok(())
     }
 
     async fn while_subscribed(&mut self, request: Request, subscriber: &mut Subscriber) -> Flow {
@@ -156,9 +187,13 @@ impl Session {
 }
 
 /// The connection on which a client's subscriptions are, and what its frames said of them.
-struct Subscriber {
+pub struct Subscriber {
     link: PrivateLink,
-    /// Subscriptions, as the last answer said.
+    seat: Seat,
+    channels: BTreeSet<Bytes>,
+    patterns: BTreeSet<Bytes>,
+    shard_channels: BTreeSet<Bytes>,
+    /// Subscriptions, as the answers so far have said.
     count: u32,
     /// The last subscription is gone.
     is_over: bool,
@@ -168,16 +203,54 @@ struct Subscriber {
 
 /// What the proxy asks to learn that everything before it was answered. No client sends a PING with these words.
 const MARK: &[u8] = b"cutover: all before this is answered";
+/// Between two tries to subscribe on the other side.
+const GO_OVER_AGAIN: Duration = Duration::from_millis(50);
 
 impl Subscriber {
-    /// Takes note of an answer to (UN)SUBSCRIBE: it says how many subscriptions are left.
+    fn new(link: PrivateLink, seat: Seat) -> Self {
+        Self {
+            link,
+            seat,
+            channels: BTreeSet::new(),
+            patterns: BTreeSet::new(),
+            shard_channels: BTreeSet::new(),
+            count: 0,
+            is_over: false,
+            is_confirmed: false,
+        }
+    }
+
+    /// Takes note of an answer to (UN)SUBSCRIBE: `[kind, name, how many are left]`.
     fn look_at(&mut self, frame: &Bytes) {
         let Some(cells) = reply::elements(frame).filter(|cells| cells.len() == 3) else { return };
-        let kind = reply::bulk(&frame[cells[0].clone()]).unwrap_or_default();
-        if let (true, Some(left)) = (kind.ends_with(b"subscribe"), reply::integer(&frame[cells[2].clone()])) {
-            self.is_over = left == 0;
-            self.count = left.clamp(0, u32::MAX.into()) as u32;
+        let (names, comes) = match reply::bulk(&frame[cells[0].clone()]) {
+            Some(b"subscribe") => (&mut self.channels, true),
+            Some(b"unsubscribe") => (&mut self.channels, false),
+            Some(b"psubscribe") => (&mut self.patterns, true),
+            Some(b"punsubscribe") => (&mut self.patterns, false),
+            Some(b"ssubscribe") => (&mut self.shard_channels, true),
+            Some(b"sunsubscribe") => (&mut self.shard_channels, false),
+            _ => return,
+        };
+        // The name is null where UNSUBSCRIBE found nothing.
+        if let Some(name) = reply::bulk(&frame[cells[1].clone()]).map(Bytes::copy_from_slice) {
+            if comes { names.insert(name) } else { names.remove(&name) };
         }
+        // Redis counts shard channels apart from the others; what is left is left of all of them.
+        self.count = (self.channels.len() + self.patterns.len() + self.shard_channels.len()) as u32;
+        self.is_over = self.count == 0;
+    }
+
+    /// What subscribes everything anew, and how many answers that has.
+    fn subscribe_all(&self) -> (BytesMut, usize) {
+        let mut out = BytesMut::new();
+        let all: [(&[u8], _); 3] =
+            [(b"SUBSCRIBE", &self.channels), (b"PSUBSCRIBE", &self.patterns), (b"SSUBSCRIBE", &self.shard_channels)];
+        for (command, names) in all.iter().filter(|(_, names)| !names.is_empty()) {
+            let args: Vec<&[u8]> = std::iter::once(*command).chain(names.iter().map(|name| &name[..])).collect();
+            write::command(&mut out, &args);
+        }
+        (out, all.iter().map(|(_, names)| names.len()).sum())
     }
 }
 

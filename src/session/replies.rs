@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use crate::dual::ReplyPort;
 use crate::resp::refusal::Refusal;
+use crate::session::refused;
 use crate::store::Reply;
 use crate::store::link::{Dirty, OutBuffer};
 
@@ -26,20 +27,16 @@ pub enum Mute {
     All,
 }
 
-/// A request without an answer, or whose answer is early.
-#[derive(Default)]
-struct Slot {
-    answer: Option<Bytes>,
-    is_muted: bool,
-}
-
 /// See the module.
 pub struct Replies {
     stream: OwnedWriteHalf,
     /// The number of the oldest request without an answer.
     oldest: Cell<u64>,
     next: Cell<u64>,
-    early: RefCell<VecDeque<Slot>>,
+    /// Answers before their turn, the oldest open request's place first; empty as long as all come in turn.
+    early: RefCell<VecDeque<Option<Bytes>>>,
+    /// Requests whose answers are kept from the client, the oldest first; most clients have none.
+    muted: RefCell<VecDeque<u64>>,
     out: RefCell<OutBuffer>,
     is_marked: Cell<bool>,
     is_draining: Cell<bool>,
@@ -47,8 +44,9 @@ pub struct Replies {
     dirty: Rc<Dirty<Replies>>,
     me: std::rc::Weak<Replies>,
     bytes_max: usize,
-    /// Told when the last open request is answered, and when the client is to be closed.
-    pub settled: Notify,
+    /// Told at the next answer, if somebody waits for it, and when the client is to be closed.
+    settled: Notify,
+    is_awaited: Cell<bool>,
     pub closed: Notify,
     is_closed: Cell<bool>,
 }
@@ -61,6 +59,7 @@ impl Replies {
             oldest: Cell::new(0),
             next: Cell::new(0),
             early: RefCell::new(VecDeque::new()),
+            muted: RefCell::new(VecDeque::new()),
             out: RefCell::new(OutBuffer::default()),
             is_marked: Cell::new(false),
             is_draining: Cell::new(false),
@@ -69,6 +68,7 @@ impl Replies {
             me: me.clone(),
             bytes_max,
             settled: Notify::new(),
+            is_awaited: Cell::new(false),
             closed: Notify::new(),
             is_closed: Cell::new(false),
         })
@@ -76,12 +76,14 @@ impl Replies {
 
     /// A number for the next request.
     pub fn number(&self) -> u64 {
-        let mute = self.mute.get();
-        if mute == Mute::Next {
-            self.mute.set(Mute::No);
+        let seq = self.next.replace(self.next.get() + 1);
+        if self.mute.get() != Mute::No {
+            self.muted.borrow_mut().push_back(seq);
+            if self.mute.get() == Mute::Next {
+                self.mute.set(Mute::No);
+            }
         }
-        self.early.borrow_mut().push_back(Slot { answer: None, is_muted: mute != Mute::No });
-        self.next.replace(self.next.get() + 1)
+        seq
     }
 
     /// Requests without an answer.
@@ -92,6 +94,7 @@ impl Replies {
     /// Waits until at most `open` requests are unanswered.
     pub async fn settle(&self, open: u64) {
         while self.open() > open && !self.is_closed.get() {
+            self.is_awaited.set(true);
             self.settled.notified().await;
         }
     }
@@ -168,43 +171,132 @@ impl Replies {
         }
     }
 
+    /// Puts an answer into its turn, which may be now.
+    fn place(&self, seq: u64, reply: Reply<'_>) {
+        if seq != self.oldest.get() {
+            return self.keep(seq, reply);
+        }
+        self.take_turn(reply);
+        if !self.early.borrow().is_empty() {
+            self.take_early();
+        }
+        if self.is_awaited.take() {
+            self.settled.notify_waiters();
+        }
+    }
+
     fn take_turn(&self, reply: Reply<'_>) {
-        let slot = self.early.borrow_mut().pop_front();
-        self.oldest.set(self.oldest.get() + 1);
-        if !slot.is_some_and(|slot| slot.is_muted) {
-            self.append(reply);
+        let seq = self.oldest.replace(self.oldest.get() + 1);
+        let mut muted = self.muted.borrow_mut();
+        if muted.front() == Some(&seq) {
+            muted.pop_front();
+            return;
+        }
+        drop(muted);
+        self.append(reply);
+    }
+
+    fn keep(&self, seq: u64, reply: Reply<'_>) {
+        if !(self.oldest.get()..self.next.get()).contains(&seq) {
+            return;
+        }
+        let index = (seq - self.oldest.get()) as usize;
+        let mut early = self.early.borrow_mut();
+        if early.len() <= index {
+            early.resize(index + 1, None);
+        }
+        early[index] = Some(reply.to_bytes());
+    }
+
+    /// The oldest was just answered: takes its place away, and then what was only waiting for it.
+    fn take_early(&self) {
+        loop {
+            let ready = {
+                let mut early = self.early.borrow_mut();
+                early.pop_front();
+                early.front_mut().and_then(Option::take)
+            };
+            let Some(bytes) = ready else { return };
+            self.take_turn(Reply::Whole(bytes));
         }
     }
 }
 
 impl ReplyPort for Replies {
     fn deliver(&self, seq: u64, outcome: Result<Reply<'_>, Refusal>) {
-        let mut text = BytesMut::new();
-        let reply = match outcome {
-            Ok(reply) => reply,
+        match outcome {
+            Ok(reply) => self.place(seq, reply),
             Err(refusal) => {
+                refused::count(&refusal);
+                let mut text = BytesMut::new();
                 refusal.write(&mut text);
-                Reply::Small(&text)
-            }
-        };
-        if seq != self.oldest.get() {
-            let index = seq.wrapping_sub(self.oldest.get()) as usize;
-            if let Some(slot) = self.early.borrow_mut().get_mut(index) {
-                slot.answer = Some(reply.to_bytes());
-            }
-            return;
-        }
-        self.take_turn(reply);
-        loop {
-            let ready = match self.early.borrow_mut().front_mut() {
-                Some(slot) => slot.answer.take(),
-                None => None,
-            };
-            match ready {
-                Some(bytes) => self.take_turn(Reply::Whole(bytes)),
-                None => break,
+                self.place(seq, Reply::Small(&text));
             }
         }
-        self.settled.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::Pin;
+    use std::task::Poll;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn replies() -> (Rc<Replies>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (_, writer) = listener.accept().await.unwrap().0.into_split();
+        (Replies::new(writer, Rc::new(Dirty::new(Rc::new(Notify::new()))), 1 << 20), client)
+    }
+
+    async fn poll<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+        poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn answers_go_out_in_the_order_of_the_requests_whatever_order_they_come_in() {
+        let (replies, mut client) = replies().await;
+        let mut wanted = Vec::new();
+        for order in [[0u64, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 4, 2, 3], [2, 4, 0, 3, 1]] {
+            let first = replies.next.get();
+            for _ in order {
+                replies.number();
+            }
+            for seq in order.map(|place| first + place) {
+                replies.deliver(seq, Ok(Reply::Small(format!(":{seq}\r\n").as_bytes())));
+            }
+            wanted.extend((first..first + 5).map(|seq| format!(":{seq}\r\n")));
+            assert_eq!((replies.open(), replies.early.borrow().len()), (0, 0));
+        }
+        // Nobody asked for these.
+        replies.deliver(3, Ok(Reply::Small(b"+late\r\n")));
+        replies.deliver(99, Ok(Reply::Small(b"+never\r\n")));
+        replies.flush();
+        let wanted = wanted.concat();
+        let mut got = vec![0; wanted.len()];
+        client.read_exact(&mut got).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&got), wanted);
+        assert!(replies.is_flushed());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn who_waits_for_answers_hears_of_each_until_few_enough_are_open() {
+        let (replies, _client) = replies().await;
+        let seqs = [replies.number(), replies.number(), replies.number()];
+        let mut few = std::pin::pin!(replies.settle(1));
+        assert!(poll(few.as_mut()).await.is_pending());
+        replies.deliver(seqs[0], Ok(Reply::Small(b"+OK\r\n")));
+        assert!(poll(few.as_mut()).await.is_pending());
+        replies.deliver(seqs[1], Err(Refusal::StoreDown));
+        assert!(poll(few.as_mut()).await.is_ready());
+        let mut none = std::pin::pin!(replies.settle(0));
+        assert!(poll(none.as_mut()).await.is_pending());
+        replies.close();
+        assert!(poll(none.as_mut()).await.is_ready());
     }
 }

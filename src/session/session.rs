@@ -19,7 +19,9 @@ use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::resp::scan::{RequestScanner, split_inline};
 use crate::session::clients::{Client, Clients, Wish};
+use crate::session::pubsub::Subscriber;
 use crate::session::replies::Replies;
+use crate::session::scripts::Scripts;
 use crate::session::transaction::Transaction;
 use crate::store::Reply;
 use crate::store::link::Dirty;
@@ -43,6 +45,7 @@ pub struct Shared {
     pub limits: SessionLimits,
     pub dirty: Rc<Dirty<Replies>>,
     pub clients: Arc<Clients>,
+    pub scripts: Arc<Scripts>,
     /// All sessions read into this, so that memory is held only by bytes that wait for something.
     pub arena: RefCell<BytesMut>,
 }
@@ -70,7 +73,7 @@ pub struct Session {
     pub db: u32,
     pub is_admitted: bool,
     pub transaction: Transaction,
-    pub subscriptions: Option<crate::store::PrivateLink>,
+    pub subscriber: Option<Subscriber>,
 }
 
 impl Session {
@@ -90,7 +93,7 @@ impl Session {
             db: 0,
             is_admitted,
             transaction: Transaction::default(),
-            subscriptions: None,
+            subscriber: None,
         }
     }
 
@@ -131,7 +134,7 @@ impl Session {
             }
             let engine = self.shared.engine.clone();
             let (replies, client) = (self.replies.clone(), self.client.clone());
-            if self.subscriptions.is_some() {
+            if self.subscriber.is_some() {
                 if self.serve_subscriptions().await == Flow::Close {
                     return Flow::Close;
                 }
@@ -227,7 +230,7 @@ impl Session {
             Kind::Split(how) => self.split(request, spec, how).await,
             Kind::Local => return self.local(request, spec).await,
             Kind::Keyless => self.keyless(request, spec).await,
-            Kind::Publish => self.publish(request, spec),
+            Kind::Publish => self.publish(&request),
             Kind::PubSub => self.subscribe(request).await,
             Kind::Transaction => self.transaction_command(request, spec).await,
             Kind::Blocking => self.block(request, spec).await,

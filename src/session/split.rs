@@ -66,7 +66,7 @@ impl Session {
     /// MGET, MSET, DEL, UNLINK, EXISTS, TOUCH.
     pub(super) async fn split(&mut self, request: Request, spec: &'static CommandSpec, how: Split) {
         let Some(keys) = command::keys_of(spec, &request) else { return self.refuse(Refusal::Syntax) };
-        if how == Split::Mset && request.len() % 2 == 0 {
+        if how == Split::Mset && request.len().is_multiple_of(2) {
             return self.refuse(Refusal::WrongArity("mset".into()));
         }
         let views: Vec<&[u8]> = keys.iter().map(|index| request.arg(*index)).collect();

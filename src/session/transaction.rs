@@ -4,16 +4,21 @@
 //! each command stands for itself and nothing is watched; else it is refused before anything ran. WATCH keeps a connection
 //! of its own to the store of its keys until the transaction ends.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
 
-use crate::command::{self, CommandSpec, Kind};
-use crate::dual::Target;
+use crate::command::{self, CommandSpec, Kind, Split};
+use crate::dual::lane::Outcome;
+use crate::dual::{ReplyTo, Target, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::request::Request;
-use crate::resp::write;
-use crate::session::commands::{outcome_of, target_of};
+use crate::resp::{reply, write};
+use crate::routing::Side;
+use crate::session::commands::{Once, outcome_of};
 use crate::session::session::Session;
 use crate::session::split::{merge, parts_of};
 use crate::store::{LinkError, PrivateLink};
@@ -125,7 +130,11 @@ impl Session {
             }
             None => self.private_link(&target).await?,
         };
-        let answer = link.call(request.bytes()).await.map_err(|_| Refusal::StoreDown)?;
+        let bytes = match command::lookup(b"WATCH") {
+            Some(spec) => self.shared.engine.request_for(&target, spec, request),
+            None => request.bytes().clone(),
+        };
+        let answer = link.call(&bytes).await.map_err(|_| Refusal::StoreDown)?;
         self.transaction.watch = Some(Watch { link, target, keys });
         Ok(answer)
     }
@@ -136,7 +145,7 @@ impl Session {
         if !self.is_moving_db() {
             return Ok(Target::Standalone { db: self.db });
         }
-        target_of(command, self.db, keys, keys.iter().map(|key| engine.plan(key).leader))
+        self.target_of(command, keys, keys.iter().map(|key| engine.plan(key).leader))
     }
 
     /// A connection of the client's own to a target.
@@ -175,19 +184,14 @@ impl Session {
         if !self.is_moving_db() {
             keys.clear();
         }
-        // A command without a key runs beside the standalone's keys only.
-        let is_keyless = |spec: &CommandSpec| matches!(spec.keys, command::Keys::None);
+        while commands.iter().any(|(_, spec)| spec.kind == Kind::Publish) && self.shared.engine.holds_publishers() {
+            self.shared.engine.opened().await;
+        }
         let whole = self.target_now("exec", &keys);
-        let fits = match &whole {
-            Ok(Target::Slot(_)) => !commands.iter().any(|(_, spec)| is_keyless(spec)),
-            Ok(_) => true,
-            Err(_) => false,
-        };
+        let channels = self.shared.engine.table().pubsub().leader();
+        let fits = whole.as_ref().is_ok_and(|target| commands.iter().all(|(_, spec)| fits_beside(spec, target, channels)));
         match (whole, watch) {
-            (Ok(_), None) if fits => {
-                let (batch, replies) = batch_of(&commands);
-                self.run_guarded(&batch, replies, "exec", &keys).await
-            }
+            (Ok(_), None) if fits => self.exec_whole(&commands, &keys).await,
             (whole, Some(watch)) if fits => self.exec_watched(&commands, &keys, watch, whole?).await,
             (whole, Some(_)) => Err(whole.err().unwrap_or(Refusal::CrossSlot {
                 command: "exec".into(),
@@ -195,6 +199,49 @@ impl Session {
             })),
             (_, None) => self.exec_split(commands).await,
         }
+    }
+
+    /// MULTI … EXEC as one piece on the store that leads all of its keys.
+    async fn exec_whole(&self, commands: &[(Request, &'static CommandSpec)], keys: &[Bytes]) -> Result<Bytes, Refusal> {
+        let engine = &self.shared.engine;
+        let guard = engine.begin(keys).await?;
+        let target = match self.target_of("exec", keys, guard.plans.iter().map(|plan| plan.leader)) {
+            Ok(target) => target,
+            Err(refusal) => {
+                guard.finish(Outcome::Refused).await;
+                return Err(refusal);
+            }
+        };
+        let (batch, replies) = self.batch_of(commands, &target);
+        let answer = engine.call_batch(&target, &batch, replies, self.protocol).await;
+        guard.finish(outcome_of(&answer)).await;
+        answer.map(|frame| self.own_answers(commands, &target, frame)).map_err(|error| refusal_of(&error))
+    }
+
+    /// MULTI, the commands as the target is to get them, EXEC, and how many replies they have.
+    fn batch_of(&self, commands: &[(Request, &'static CommandSpec)], target: &Target) -> (Bytes, u32) {
+        let mut batch = BytesMut::with_capacity(commands.iter().map(|(request, _)| request.bytes().len()).sum::<usize>() + 64);
+        write::command(&mut batch, &[b"MULTI"]);
+        for (request, spec) in commands {
+            batch.extend_from_slice(&self.shared.engine.request_for(target, spec, request));
+        }
+        write::command(&mut batch, &[b"EXEC"]);
+        (batch.freeze(), commands.len() as u32 + 2)
+    }
+
+    /// EXEC's reply with the application's names in it.
+    fn own_answers(&self, commands: &[(Request, &'static CommandSpec)], target: &Target, frame: Bytes) -> Bytes {
+        let engine = &self.shared.engine;
+        if !engine.table().is_tagged() || !commands.iter().any(|(_, spec)| command::tells_keys(spec)) {
+            return frame;
+        }
+        let Some(cells) = reply::elements(&frame).filter(|cells| cells.len() == commands.len()) else { return frame };
+        let mut out = BytesMut::with_capacity(frame.len());
+        write::array(&mut out, cells.len());
+        for (cell, (request, spec)) in cells.into_iter().zip(commands) {
+            out.extend_from_slice(&engine.reply_from(target, spec, request, frame.slice(cell)));
+        }
+        out.freeze()
     }
 
     /// EXEC on the connection that watches. A route that flipped since answers nil, which every client retries.
@@ -215,7 +262,7 @@ impl Session {
         }
         let guard = self.shared.engine.begin(keys).await?;
         let is_moved = self.target_now("exec", keys).ok().as_ref() != Some(&watch.target);
-        let (batch, replies) = batch_of(commands);
+        let (batch, replies) = self.batch_of(commands, &target);
         let answer = async {
             if is_moved {
                 return Ok(nil());
@@ -229,7 +276,7 @@ impl Session {
         };
         let answer = answer.await;
         guard.finish(outcome_of(&answer)).await;
-        answer.map_err(|error| crate::dual::refusal_of(&error))
+        answer.map(|frame| self.own_answers(commands, &target, frame)).map_err(|error| refusal_of(&error))
     }
 
     /// Commands that stand for themselves, one after the other, each where its keys are.
@@ -238,6 +285,7 @@ impl Session {
         for (request, spec) in &commands {
             let views = self.keys(spec, request).ok_or(Refusal::Syntax)?;
             let stands_alone = match spec.kind {
+                _ if !self.is_moving_db() => true,
                 Kind::Split(_) | Kind::Publish | Kind::Keyless | Kind::Local => true,
                 Kind::Keyed => engine.is_simple(&views),
                 _ => false,
@@ -260,12 +308,26 @@ impl Session {
         Ok(out.freeze())
     }
 
+    /// How a command of the database that moves is split; elsewhere none is.
+    fn splits(&self, spec: &CommandSpec) -> Option<Split> {
+        match spec.kind {
+            Kind::Split(how) if self.is_moving_db() => Some(how),
+            _ => None,
+        }
+    }
+
     async fn run_one(&mut self, request: Request, spec: &'static CommandSpec) -> Result<Bytes, Refusal> {
-        let Kind::Split(how) = spec.kind else {
-            if matches!(spec.keys, command::Keys::None) {
+        let Some(how) = self.splits(spec) else {
+            if spec.kind == Kind::Publish {
+                let (sender, receiver) = oneshot::channel();
+                let to = ReplyTo { port: Rc::new(Once(RefCell::new(Some(sender)))), seq: 0 };
+                self.shared.engine.publish(request.bytes(), request.arg(1), self.protocol, to);
+                return receiver.await.unwrap_or(Err(Refusal::UnknownOutcome));
+            }
+            if matches!(spec.keys, command::Keys::None) || !self.is_moving_db() {
                 let target = Target::Standalone { db: self.db };
                 let answer = self.shared.engine.call(&target, request.bytes(), self.protocol).await;
-                return answer.map_err(|error| crate::dual::refusal_of(&error));
+                return answer.map_err(|error| refusal_of(&error));
             }
             return self.run_alone(request, spec).await;
         };
@@ -278,26 +340,13 @@ impl Session {
     }
 }
 
-/// MULTI, the commands, EXEC, and how many replies they have.
-fn batch_of(commands: &[(Request, &'static CommandSpec)]) -> (Bytes, u32) {
-    let mut batch = BytesMut::with_capacity(commands.iter().map(|(request, _)| request.bytes().len()).sum::<usize>() + 64);
-    write::command(&mut batch, &[b"MULTI"]);
-    for (request, _) in commands {
-        batch.extend_from_slice(request.bytes());
-    }
-    write::command(&mut batch, &[b"EXEC"]);
-    (batch.freeze(), commands.len() as u32 + 2)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_is_one_transaction_with_a_reply_for_each_command() {
-        let spec = command::lookup(b"GET").unwrap();
-        let (batch, replies) = batch_of(&[(Request::from_args(&["GET", "a"]), spec)]);
-        assert_eq!(replies, 3);
-        assert!(batch.starts_with(b"*1\r\n$5\r\nMULTI\r\n") && batch.ends_with(b"*1\r\n$4\r\nEXEC\r\n"));
+/// Whether a command may run in one transaction with keys on `target`: one without a key runs beside the standalone's only,
+/// and a message is published where its subscribers are.
+fn fits_beside(spec: &CommandSpec, target: &Target, channels: Side) -> bool {
+    let side = if matches!(target, Target::Standalone { .. }) { Side::Standalone } else { Side::Cluster };
+    match spec.kind {
+        // A shard channel has a slot of its own.
+        Kind::Publish => channels == side && (side == Side::Standalone || spec.name == "PUBLISH"),
+        _ => side == Side::Standalone || !matches!(spec.keys, command::Keys::None),
     }
 }

@@ -13,10 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
+use crate::dual::traffic::TrafficBook;
 use crate::dual::{Engine, EngineParts, Load, Message, Peers};
 use crate::metrics::Totals;
-use crate::routing::Table;
+use crate::routing::{Side, Table};
 use crate::session::clients::Clients;
+use crate::session::refused;
+use crate::session::scripts::Scripts;
 use crate::session::session::{Session, SessionLimits, Shared};
 use crate::store::link::Dirty;
 use crate::store::{Stores, StoresConfig};
@@ -38,7 +41,9 @@ pub struct WorkerParts {
     pub inbox: mpsc::UnboundedReceiver<Message>,
     pub journal: Arc<crate::dual::journal::Journal>,
     pub totals: Arc<Totals>,
+    pub traffic: Arc<TrafficBook>,
     pub clients: Arc<Clients>,
+    pub scripts: Arc<Scripts>,
 }
 
 /// Binds the shared port once, so that a port that is taken is told before anything starts.
@@ -71,6 +76,7 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
         db: parts.db,
         peers: parts.peers,
         journal: parts.journal,
+        traffic: parts.traffic,
     });
     let dirty = Rc::new(Dirty::new(wake.clone()));
     let shared = Rc::new(Shared {
@@ -78,6 +84,7 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
         limits: parts.limits,
         dirty: dirty.clone(),
         clients: parts.clients.clone(),
+        scripts: parts.scripts,
         arena: RefCell::new(BytesMut::new()),
     });
     let flusher = tokio::task::spawn_local(async move {
@@ -122,8 +129,13 @@ async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, number
         publish(&totals.exceptional_keys, last.exceptional_keys, now.exceptional_keys);
         publish(&totals.diverged_keys, last.diverged_keys, now.diverged_keys);
         last = now;
+        refused::publish(&totals.refused);
         if number == 0 {
             clients.tick();
+            engine.probe(Instant::now());
+            let micros = |side| engine.latency(side, Instant::now()).map_or(0, |took| took.as_micros().max(1) as u64);
+            totals.standalone_latency_us.store(micros(Side::Standalone), Ordering::Relaxed);
+            totals.cluster_latency_us.store(micros(Side::Cluster), Ordering::Relaxed);
             use crate::store::StoreSide::{Cluster, Standalone};
             totals.standalone_up.store(engine.stores().is_up(Standalone).into(), Ordering::Relaxed);
             totals.cluster_up.store(engine.stores().is_up(Cluster).into(), Ordering::Relaxed);

@@ -19,8 +19,8 @@ use tokio::sync::Notify;
 
 use crate::resp::reply::{self, Protocol};
 use crate::resp::scan::ReplyScanner;
-use crate::store::private_link::greet;
-use crate::store::{LinkError, Login, Reply, Timeouts};
+use crate::store::private_link::{Greeting, greet, run_id};
+use crate::store::{LinkError, Login, Loss, Reply, Timeouts};
 
 /// Requests and replies of this size and more are passed on without a copy; a copy of less costs under 1 µs.
 pub const LARGE_BYTES: usize = 16 << 10;
@@ -186,14 +186,18 @@ pub struct Link<P> {
     /// Told when the socket takes bytes again, or when the link is to be closed.
     writable: Notify,
     close: Notify,
-    server_id: Cell<i64>,
+    /// Of the connection that is up, or was last.
+    greeting: RefCell<Greeting>,
+    /// Of the server process that was reached last.
+    run_id: RefCell<String>,
+    loss: Arc<Loss>,
     answered: Cell<u64>,
     requests: Cell<u64>,
 }
 
 impl<P: Pending> Link<P> {
     /// A link that connects by itself and again after every loss, until it is dropped by [`Link::end`].
-    pub fn start(endpoint: Endpoint, dirty: Rc<Dirty<Link<P>>>, now: Rc<Cell<Instant>>, queue_bytes_max: usize) -> Rc<Self> {
+    pub fn start(endpoint: Endpoint, dirty: Rc<Dirty<Link<P>>>, now: Rc<Cell<Instant>>, queue_bytes_max: usize, loss: Arc<Loss>) -> Rc<Self> {
         let link = Rc::new(Self {
             endpoint,
             stream: RefCell::new(None),
@@ -211,7 +215,9 @@ impl<P: Pending> Link<P> {
             ended: Cell::new(false),
             writable: Notify::new(),
             close: Notify::new(),
-            server_id: Cell::new(0),
+            greeting: RefCell::new(Greeting::default()),
+            run_id: RefCell::new(String::new()),
+            loss,
             answered: Cell::new(0),
             requests: Cell::new(0),
         });
@@ -222,6 +228,11 @@ impl<P: Pending> Link<P> {
     /// The host part of the node's address.
     pub fn host(&self) -> &str {
         self.endpoint.address.rsplit_once(':').map_or(&self.endpoint.address, |(host, _)| host)
+    }
+
+    /// The node's version; empty before the first connection.
+    pub fn version(&self) -> String {
+        self.greeting.borrow().version.clone()
     }
 
     /// Whether the node answers.
@@ -337,8 +348,14 @@ impl<P: Pending> Link<P> {
         let stream = TcpStream::connect(&*self.endpoint.address).await.map_err(|error| error.to_string())?;
         let _ = stream.set_nodelay(true);
         let mut stream = stream;
-        let id = greet(&mut stream, &self.endpoint, Protocol::Resp2, self.server_id.get()).await?;
-        self.server_id.set(id);
+        let predecessor = self.greeting.borrow().id;
+        *self.greeting.borrow_mut() = greet(&mut stream, &self.endpoint, Protocol::Resp2, predecessor).await?;
+        let run_id = run_id(&mut stream).await?;
+        let before = self.run_id.replace(run_id.clone());
+        if !before.is_empty() && before != run_id {
+            tracing::warn!(node = %self.endpoint.address, "the node was restarted; what it had acknowledged last may be lost");
+            self.loss.tell();
+        }
         self.protocol.set(Protocol::Resp2);
         Ok(stream)
     }

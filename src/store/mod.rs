@@ -6,6 +6,7 @@
 
 mod cluster;
 pub mod link;
+mod loss;
 pub mod private_link;
 pub mod slot_map;
 mod stores;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use loss::Loss;
 pub use private_link::PrivateLink;
 pub use slot_map::SlotMap;
 pub use stores::{StoreSide, Stores, StoresConfig};

@@ -25,7 +25,7 @@ impl PrivateLink {
         let open = async {
             let mut stream = TcpStream::connect(&*endpoint.address).await.map_err(|error| error.to_string())?;
             let _ = stream.set_nodelay(true);
-            let id = greet(&mut stream, endpoint, protocol, 0).await?;
+            let id = greet(&mut stream, endpoint, protocol, 0).await?.id;
             Ok::<_, String>(Self { stream, buffer: BytesMut::new(), scanner: ReplyScanner::default(), id })
         };
         match tokio::time::timeout(endpoint.timeouts.connect, open).await {
@@ -68,13 +68,39 @@ impl PrivateLink {
     }
 }
 
-/// Greets a node: AUTH, SELECT, HELLO, the end of a predecessor, CLIENT ID. Gives the id. The text of an error holds no secret.
+/// What a node said of itself and of the connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Greeting {
+    /// The connection's CLIENT ID.
+    pub id: i64,
+    /// The server's version: `7.0.15`.
+    pub version: String,
+}
+
+impl Greeting {
+    /// Reads the reply to HELLO, which is a map in RESP3 and its flat form in RESP2.
+    fn parse(frame: &[u8]) -> Option<Self> {
+        let mut greeting = Self::default();
+        for pair in reply::elements(frame)?.chunks(2) {
+            let [name, value] = pair else { return None };
+            let value = &frame[value.clone()];
+            match reply::bulk(&frame[name.clone()])? {
+                b"id" => greeting.id = reply::integer(value)?,
+                b"version" => greeting.version = String::from_utf8_lossy(reply::bulk(value)?).into_owned(),
+                _ => {}
+            }
+        }
+        Some(greeting)
+    }
+}
+
+/// Greets a node: AUTH, HELLO, SELECT, the end of a predecessor. The text of an error holds no secret.
 pub(super) async fn greet(
     stream: &mut TcpStream,
     endpoint: &Endpoint,
     protocol: Protocol,
     predecessor: i64,
-) -> Result<i64, String> {
+) -> Result<Greeting, String> {
     let mut out = BytesMut::new();
     let mut expected: Vec<&str> = Vec::new();
     if let Some(password) = &endpoint.login.password {
@@ -84,41 +110,69 @@ pub(super) async fn greet(
         };
         expected.push("AUTH");
     }
+    write::command(&mut out, &[b"HELLO", if protocol == Protocol::Resp3 { b"3" } else { b"2" }]);
+    expected.push("HELLO");
     if endpoint.db > 0 {
         write::command(&mut out, &[b"SELECT", endpoint.db.to_string().as_bytes()]);
         expected.push("SELECT");
-    }
-    if protocol == Protocol::Resp3 {
-        write::command(&mut out, &[b"HELLO", b"3"]);
-        expected.push("HELLO");
     }
     if predecessor > 0 {
         write::command(&mut out, &[b"CLIENT", b"KILL", b"ID", predecessor.to_string().as_bytes()]);
         expected.push("CLIENT KILL");
     }
-    write::command(&mut out, &[b"CLIENT", b"ID"]);
-    expected.push("CLIENT ID");
     stream.write_all(&out).await.map_err(|error| error.to_string())?;
     let mut buffer = BytesMut::new();
-    let mut id = 0;
+    let mut greeting = None;
     for command in expected {
-        let mut scanner = ReplyScanner::default();
-        let length = loop {
-            match scanner.scan(&buffer).map_err(|error| error.to_string())? {
-                Some(length) => break length,
-                None => match stream.read_buf(&mut buffer).await {
-                    Ok(0) => return Err("closed by the node".into()),
-                    Ok(_) => {}
-                    Err(error) => return Err(error.to_string()),
-                },
-            }
-        };
-        let frame = buffer.split_to(length);
+        let frame = next_frame(stream, &mut buffer).await?;
         // A predecessor that is gone already is what was wanted.
         if reply::is_error(&frame) && command != "CLIENT KILL" {
             return Err(format!("{command}: {}", String::from_utf8_lossy(reply::error_text(&frame))));
         }
-        id = reply::integer(&frame).unwrap_or(id);
+        if command == "HELLO" {
+            greeting = Greeting::parse(&frame);
+        }
     }
-    Ok(id)
+    greeting.ok_or_else(|| "HELLO was answered in an unknown form; Redis 7.0 or newer is needed".into())
+}
+
+/// The server process that a connection reached: its `run_id`, which a restart changes.
+pub(super) async fn run_id(stream: &mut TcpStream) -> Result<String, String> {
+    let mut ask = BytesMut::new();
+    write::command(&mut ask, &[b"INFO", b"server"]);
+    stream.write_all(&ask).await.map_err(|error| error.to_string())?;
+    let frame = next_frame(stream, &mut BytesMut::new()).await?;
+    let text = String::from_utf8_lossy(reply::bulk(&frame).unwrap_or_default()).into_owned();
+    let found = text.lines().find_map(|line| line.strip_prefix("run_id:"));
+    // A login that may not ask for it is served without: then a restart is not noticed.
+    Ok(found.unwrap_or_default().trim().to_string())
+}
+
+async fn next_frame(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<BytesMut, String> {
+    let mut scanner = ReplyScanner::default();
+    loop {
+        if let Some(length) = scanner.scan(buffer).map_err(|error| error.to_string())? {
+            return Ok(buffer.split_to(length));
+        }
+        match stream.read_buf(buffer).await {
+            Ok(0) => return Err("closed by the node".into()),
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_a_greeting_are_read() {
+        let fields = b"$7\r\nversion\r\n$6\r\n7.0.15\r\n$2\r\nid\r\n:12\r\n";
+        for head in [&b"*4\r\n"[..], b"%2\r\n"] {
+            let greeting = Greeting::parse(&[head, fields].concat()).unwrap();
+            assert_eq!(greeting, Greeting { id: 12, version: "7.0.15".into() });
+        }
+        assert_eq!(Greeting::parse(b"+OK\r\n"), None);
+    }
 }

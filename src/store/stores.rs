@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::resp::reply::Protocol;
 use crate::store::cluster::{Barrier, Destination, Hold, Item};
 use crate::store::link::{Dirty, Endpoint, Link};
-use crate::store::{LinkError, SlotMap, Waiter};
+use crate::store::{LinkError, Loss, SlotMap, Waiter};
 
 /// What the stores of a worker are made of.
 #[derive(Clone)]
@@ -24,6 +24,7 @@ pub struct StoresConfig {
     pub slot_map: Arc<ArcSwap<SlotMap>>,
     /// Told when the layout looks old.
     pub refresh: Arc<Notify>,
+    pub loss: Arc<Loss>,
     /// Bytes that may wait in one link, or for one slot or database that is not to be reached.
     pub queue_bytes_max: usize,
 }
@@ -70,7 +71,7 @@ impl<W: Waiter> Stores<W> {
     pub fn new(config: StoresConfig, wake: Rc<Notify>) -> Self {
         let dirty = Rc::new(Dirty::new(wake));
         let now = Rc::new(Cell::new(Instant::now()));
-        let main = Link::start(config.standalone.clone(), dirty.clone(), now.clone(), config.queue_bytes_max);
+        let main = Link::start(config.standalone.clone(), dirty.clone(), now.clone(), config.queue_bytes_max, config.loss.clone());
         Self(Rc::new(Inner {
             config,
             main,
@@ -132,6 +133,11 @@ impl<W: Waiter> Stores<W> {
     pub fn slot_endpoint(&self, slot: u16) -> Option<Endpoint> {
         let address = self.0.config.slot_map.load().owner(slot)?.clone();
         Some(Endpoint { address, ..self.0.config.cluster.first()?.clone() })
+    }
+
+    /// The standalone's version; empty before the first connection to it.
+    pub fn version(&self) -> String {
+        self.0.main.version()
     }
 
     /// Whether the store answers: for the cluster, whether its layout is known and every primary has a link or was never
@@ -341,7 +347,7 @@ impl<W: Waiter> Inner<W> {
     }
 
     fn start(&self, endpoint: Endpoint) -> NodeLink<W> {
-        Link::start(endpoint, self.dirty.clone(), self.now.clone(), self.config.queue_bytes_max)
+        Link::start(endpoint, self.dirty.clone(), self.now.clone(), self.config.queue_bytes_max, self.config.loss.clone())
     }
 
     /// Ends a hold when its time has come and everything sent before it is answered: what came back goes first, in order.

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::resp::reply::{self, Protocol};
 use crate::store::link::Endpoint;
-use crate::store::{PrivateLink, SlotMap};
+use crate::store::{Loss, PrivateLink, SlotMap};
 
 /// How often the layout is read without a reason: MOVED and lost links ask for it at once.
 const REFRESH: Duration = Duration::from_secs(10);
@@ -16,7 +16,7 @@ const REFRESH: Duration = Duration::from_secs(10);
 const REFRESH_MIN: Duration = Duration::from_millis(100);
 
 /// Keeps `map` fresh until cancelled. `asked` wakes it early.
-pub async fn keep_fresh(seeds: Vec<Endpoint>, map: Arc<ArcSwap<SlotMap>>, asked: Arc<Notify>) {
+pub async fn keep_fresh(seeds: Vec<Endpoint>, map: Arc<ArcSwap<SlotMap>>, asked: Arc<Notify>, loss: Arc<Loss>) {
     let mut was_down = false;
     loop {
         match learn(&seeds, &map.load()).await {
@@ -25,7 +25,13 @@ pub async fn keep_fresh(seeds: Vec<Endpoint>, map: Arc<ArcSwap<SlotMap>>, asked:
                     tracing::info!(primaries = learnt.primaries().len(), "the cluster's layout is known");
                 }
                 was_down = false;
-                if learnt != **map.load() {
+                let known = map.load_full();
+                if learnt != *known {
+                    // Slots that move one by one leave their primary in its place; a primary that is gone was replaced.
+                    if let Some(gone) = known.primaries().iter().find(|address| !learnt.primaries().contains(address)) {
+                        tracing::warn!(node = %gone, "a primary was replaced; what it had acknowledged last may be lost");
+                        loss.tell();
+                    }
                     map.store(Arc::new(learnt));
                 }
             }

@@ -69,8 +69,11 @@ fn a_client_beyond_the_limit_and_one_without_the_password_are_told_so() {
     let limits = "max_clients = 2\npassword = \"secret\"";
     let proxy = Settings { listen: limits.into(), ..Settings::of(Stores::shared()) }.start();
     let mut first = Raw::to(proxy.port);
-    first.send(b"GET a\r\nAUTH wrong\r\nAUTH secret\r\nPING\r\n");
-    first.expect(b"-NOAUTH Authentication required.\r\n-WRONGPASS ");
+    first.send(b"GET a\r\nAUTH wrong\r\nAUTH nobody secret\r\nAUTH secret\r\nPING\r\n");
+    first.expect(b"-NOAUTH Authentication required.\r\n");
+    for _ in 0..2 {
+        first.expect(b"-WRONGPASS invalid username-password pair or user is disabled.\r\n");
+    }
     let _second = Raw::to(proxy.port);
     eventually("both are counted", || proxy.table()["clients"] == 2);
     assert_eq!(Raw::to(proxy.port).rest(), "-ERR max number of clients reached\r\n");
@@ -122,7 +125,8 @@ fn config_files_are_judged_with_line_caret_and_help() {
         assert_eq!(told, wanted, "{}", path.display());
     }
     for path in files("good") {
-        let told = String::from_utf8_lossy(&check(&path).stderr).into_owned();
-        assert!(told.contains("admin side does not answer"), "{}: {told}", path.display());
+        // Whether a proxy happens to run at its addresses or not: the file itself is usable.
+        let out = check(&path);
+        assert_ne!(out.status.code(), Some(2), "{}: {}", path.display(), String::from_utf8_lossy(&out.stderr));
     }
 }

@@ -106,6 +106,41 @@ fn a_primary_that_dies_is_replaced_by_its_replica_and_the_proxy_follows() {
     }
 }
 
+/// Replication is asynchronous: what the dead primary had acknowledged may never have reached its replica.
+#[test]
+fn a_store_that_may_have_lost_acknowledged_writes_is_compared_again() {
+    let mut stores = Stores::start();
+    let settings = Settings { stores: "patience = \"15s\"".into(), ..Settings::of(&stores) };
+    let proxy = settings.phase("47", "dual-standalone").phase("48", "dual-cluster").start().ready();
+    let mut client = proxy.connect();
+    for n in 0..200 {
+        run(&mut client, &format!("SET provider:47:{n} {n}"));
+        run(&mut client, &format!("SET provider:48:{n} {n}"));
+    }
+    proxy.cli_ok("backfill 47 48");
+    assert!(is_synced(&proxy, "47") && is_synced(&proxy, "48"));
+    // The replica does not keep up, so that it takes over without having acknowledged what comes now.
+    let primary = (0..3).find(|node| command(&["GET", "provider:47:7"]).query::<Value>(&mut stores.nodes[*node].connect()).is_ok()).expect("an owner");
+    stores.nodes[primary + 3].signal("STOP");
+    for n in 0..200 {
+        run(&mut client, &format!("SET provider:47:{n} new{n}"));
+    }
+    eventually("the follower has them", || stores.on_cluster(&["GET", "provider:47:7"], "provider:47:7") == Value::BulkString(b"new7".to_vec()));
+    stores.nodes[primary].signal("KILL");
+    stores.nodes[primary + 3].signal("CONT");
+    eventually("the log tells", || proxy.log().contains("a primary was replaced"));
+    assert!(proxy.log().contains("every dual route is in doubt"));
+    eventually("both are walked again", || is_synced(&proxy, "47") && is_synced(&proxy, "48"));
+    proxy.cli_ok("verify 47 48");
+    // The same for a standalone that comes back without its last writes.
+    stores.standalone.signal("KILL");
+    stores.standalone.restart();
+    eventually("the log tells that, too", || proxy.log().contains("the node was restarted"));
+    eventually("both are walked again", || is_synced(&proxy, "47") && is_synced(&proxy, "48"));
+    proxy.cli_ok("verify 47 48");
+    assert_eq!(run(&mut client, "GET provider:47:7"), Value::BulkString(b"new7".to_vec()), "the leader's word counts");
+}
+
 #[test]
 fn slots_that_move_under_traffic_lose_no_increment_and_no_order() {
     let stores = Stores::start();

@@ -3,12 +3,16 @@
 mod common;
 
 mod bad_input;
+mod channels;
 mod commands;
 mod connection;
+mod differential;
 mod disk;
 mod effects;
 mod faults;
 mod keyspace;
 mod model;
 mod moves;
+mod operator;
 mod protocol;
+mod tagged;

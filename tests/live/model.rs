@@ -19,6 +19,8 @@ struct World {
     stores: &'static Stores,
     model: Redis,
     provider: String,
+    /// What stands before a key's own name on the cluster.
+    tag: String,
     /// Writers hold it shared for each command; whoever compares holds it alone.
     quiet: RwLock<()>,
     over: AtomicBool,
@@ -205,7 +207,8 @@ impl World {
 
     fn cluster(&self) -> std::collections::BTreeMap<String, (String, i64)> {
         let mut primaries: Vec<Connection> = self.stores.nodes[..3].iter().map(Redis::connect).collect();
-        contents(&mut primaries, &format!("provider:{}:*", self.provider))
+        let found = contents(&mut primaries, &format!("{}provider:{}:*", self.tag, self.provider));
+        found.into_iter().map(|(name, value)| (name[self.tag.len()..].to_string(), value)).collect()
     }
 
     fn wanted(&self) -> std::collections::BTreeMap<String, (String, i64)> {
@@ -238,13 +241,15 @@ enum Step {
     Compare,
 }
 
-fn travel(provider: &str, seed: u64, steps: &[Step]) {
+fn travel(provider: &str, naming: &str, seed: u64, steps: &[Step]) {
     let stores = Stores::shared();
-    let proxy = Settings::of(stores).phase(provider, "standalone").start().ready();
+    let settings = Settings { routing: format!("cluster_keys = \"{naming}\""), ..Settings::of(stores) };
+    let proxy = settings.phase(provider, "standalone").start().ready();
     let world = Arc::new(World {
         stores,
         model: Redis::start(&[]),
         provider: provider.to_string(),
+        tag: if naming == "tagged" { format!("{{{provider}}}") } else { String::new() },
         quiet: RwLock::new(()),
         over: AtomicBool::new(false),
         done: AtomicU64::new(0),
@@ -330,7 +335,7 @@ fn a_provider_goes_all_the_way_and_back_and_every_reply_is_redis_s() {
     let up = [To("dual-standalone"), Backfill, Compare, To("dual-cluster"), Compare, To("cluster")];
     let down = [To("dual-cluster"), Backfill, Compare, To("dual-standalone"), Compare, To("standalone")];
     let again = [To("dual-standalone"), Backfill, Compare];
-    travel("901", 1, &up.into_iter().chain(down).chain(again).collect::<Vec<_>>());
+    travel("901", "same", 1, &up.into_iter().chain(down).chain(again).collect::<Vec<_>>());
 }
 
 #[test]
@@ -338,5 +343,20 @@ fn a_provider_is_cut_over_before_its_backfill_and_back_again() {
     use Step::{Backfill, Compare, To};
     let early = [To("dual-standalone"), To("dual-cluster"), To("dual-standalone"), To("dual-cluster")];
     let then = [Backfill, Compare, To("cluster"), To("dual-cluster"), Backfill, To("dual-standalone"), Compare];
-    travel("902", 2, &early.into_iter().chain(then).collect::<Vec<_>>());
+    travel("902", "same", 2, &early.into_iter().chain(then).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_provider_whose_keys_are_tagged_goes_all_the_way_and_back() {
+    use Step::{Backfill, Compare, To};
+    let up = [To("dual-standalone"), Backfill, Compare, To("dual-cluster"), Compare, To("cluster")];
+    let down = [To("dual-cluster"), Backfill, Compare, To("dual-standalone"), Compare, To("standalone")];
+    travel("903", "tagged", 3, &up.into_iter().chain(down).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_provider_whose_keys_are_tagged_is_cut_over_before_its_backfill() {
+    use Step::{Backfill, Compare, To};
+    let early = [To("dual-standalone"), To("dual-cluster"), To("dual-standalone"), To("dual-cluster")];
+    travel("904", "tagged", 4, &early.into_iter().chain([Backfill, Compare, To("cluster")]).collect::<Vec<_>>());
 }

@@ -1,0 +1,86 @@
+//! What the running proxy says of its routes, as a command needs it to decide what comes next.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cli::api_client::ApiClient;
+use crate::config::Config;
+use crate::routing::flip::RouteFacts;
+use crate::routing::{Coverage, Phase, RouteName, Table};
+
+/// One route, as `GET /api/table` shows it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Fact {
+    pub id: String,
+    pub phase: Phase,
+    pub synced: bool,
+    pub coverage: Option<Coverage>,
+    pub in_doubt: bool,
+    pub open_divergence: u64,
+    pub ops_per_second: f64,
+    pub refusals: u64,
+}
+
+impl Fact {
+    /// For [`crate::routing::flip::judge`].
+    pub fn route_facts(&self) -> RouteFacts {
+        RouteFacts { coverage: self.coverage, divergence: self.open_divergence, in_doubt: self.in_doubt, untouched: false }
+    }
+}
+
+/// One store, as shown.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Store {
+    pub up: bool,
+}
+
+/// The adopted table, as shown.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub routes: HashMap<String, Fact>,
+    pub refused: Option<String>,
+    pub standalone: Store,
+    pub cluster: Store,
+}
+
+impl Facts {
+    /// Asks the proxy.
+    pub fn read(client: &ApiClient) -> anyhow::Result<Self> {
+        let mut table = client.get("/api/table")?;
+        let doing = "understand the proxy's table; is it of another version?";
+        let routes: Vec<Fact> = serde_json::from_value(table["routes"].take()).context(doing)?;
+        let store = |value: Value| serde_json::from_value(value).context(doing);
+        Ok(Self {
+            routes: routes.into_iter().map(|fact| (fact.id.clone(), fact)).collect(),
+            refused: table["refused"].as_str().map(str::to_string),
+            standalone: store(table["stores"]["standalone"].take())?,
+            cluster: store(table["stores"]["cluster"].take())?,
+        })
+    }
+
+    /// The same, where the file must be the one that was adopted: an edit of a refused file would be refused as well.
+    pub fn of_adopted_file(client: &ApiClient) -> anyhow::Result<Self> {
+        let facts = Self::read(client)?;
+        if let Some(reason) = &facts.refused {
+            bail!("proxy.toml as it stands is refused, and so would every edit of it be; mend it first: {reason}");
+        }
+        Ok(facts)
+    }
+
+    /// The phase of a line, or of the line that covers it.
+    pub fn phase(&self, config: &Config, route: &str) -> Option<Phase> {
+        if let Some(fact) = self.routes.get(route) {
+            return Some(fact.phase);
+        }
+        let name = match route.split_once("..").map(|(first, last)| (first.parse(), last.parse())) {
+            Some((Ok(first), Ok(last))) => RouteName::Range(first, last),
+            _ => RouteName::Provider(route.to_string()),
+        };
+        let table = Table::build(&config.routing, 1, None);
+        let covering = table.covering(&name)?.name.to_string();
+        self.routes.get(&covering).map(|fact| fact.phase)
+    }
+}

@@ -1,0 +1,86 @@
+//! What people read: tables, progress lines, sizes and times in words.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+/// Prints a table, its columns as wide as they need to be; `heads` names them.
+pub fn print_table<const N: usize>(heads: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
+    let rows: Vec<[String; N]> = std::iter::once(heads.map(str::to_string)).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+}
+
+/// One line on a terminal that is written over; nothing where there is no terminal.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgressLine {
+    shows: bool,
+}
+
+impl ProgressLine {
+    /// Standard error, so that what is printed stays clean. Programs that read JSON get none.
+    pub fn new(as_json: bool) -> Self {
+        Self { shows: !as_json && std::io::stderr().is_terminal() }
+    }
+
+    /// Shows a text instead of the last one.
+    pub fn show(&self, text: impl FnOnce() -> String) {
+        if self.shows {
+            eprint!("\r\x1b[K{}", text());
+            // A terminal that went away is no reason to stop the work.
+            let _ = std::io::stderr().flush();
+        }
+    }
+
+    /// Wipes it out.
+    pub fn end(&self) {
+        self.show(String::new);
+    }
+}
+
+/// `[####      ]  40%`
+pub fn bar(done: f64, total: f64) -> String {
+    let share = (done / total.max(1.0)).clamp(0.0, 1.0);
+    let filled = (share * 30.0) as usize;
+    format!("[{}{}] {:3.0}%", "#".repeat(filled), " ".repeat(30 - filled), share * 100.0)
+}
+
+/// Many names in a few: `1, 2, 3 and 97 more`.
+pub fn names(routes: &[String]) -> String {
+    match routes {
+        [first, second, third, rest @ ..] if rest.len() > 1 => format!("{first}, {second}, {third} and {} more", rest.len()),
+        few => few.join(", "),
+    }
+}
+
+/// `1.5 MiB`
+pub fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
+/// `34 ms`, `2.1 s`, `4 min 10 s`.
+pub fn time(took: Duration) -> String {
+    match took.as_secs_f64() {
+        seconds if seconds < 1.0 => format!("{:.0} ms", seconds * 1e3),
+        seconds if seconds < 120.0 => format!("{seconds:.1} s"),
+        seconds => format!("{} min {:.0} s", seconds as u64 / 60, seconds % 60.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_times_are_short() {
+        let routes: Vec<String> = (1..=6).map(|id| id.to_string()).collect();
+        assert_eq!(names(&routes), "1, 2, 3 and 3 more");
+        assert_eq!(names(&routes[..4]), "1, 2, 3, 4");
+        assert_eq!(time(Duration::from_millis(34)), "34 ms");
+        assert_eq!(time(Duration::from_secs(250)), "4 min 10 s");
+        assert_eq!(bar(5.0, 10.0), format!("[{}{}]  50%", "#".repeat(15), " ".repeat(15)));
+    }
+}
