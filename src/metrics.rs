@@ -17,6 +17,10 @@ pub struct Totals {
     pub in_flight: AtomicU64,
     pub exceptional_keys: AtomicU64,
     pub diverged_keys: AtomicU64,
+    pub journal_keys: AtomicU64,
+    pub journal_bytes: AtomicU64,
+    /// 1 or 0.
+    pub journal_refused: AtomicU64,
     /// 1 or 0.
     pub standalone_up: AtomicU64,
     pub cluster_up: AtomicU64,
@@ -97,6 +101,9 @@ pub fn totals(page: &mut Page, totals: &Totals) {
     page.add("in_flight", Gauge, "Requests and copies that are not answered yet.", get(&totals.in_flight));
     page.add("exceptional_keys", Gauge, "Keys of which a lane has to remember something: a copy in flight, a divergence.", get(&totals.exceptional_keys));
     page.add("diverged_keys", Gauge, "Keys known or feared to differ between the stores.", get(&totals.diverged_keys));
+    page.add("journal_keys", Gauge, "Diverged keys that the journal on disk names.", get(&totals.journal_keys));
+    page.add("journal_bytes", Gauge, "Size of the journal's file.", get(&totals.journal_bytes));
+    page.add("journal_refused", Gauge, "Whether the disk refuses the journal, so that writes which need it are not answered.", get(&totals.journal_refused));
     let refused = REASONS.iter().zip(&totals.refused).map(|(reason, count)| (label(&[("reason", reason)]), get(count)));
     page.family("refused_requests_total", Counter, "Requests that the proxy answered with an error of its own, by reason.", refused);
     let latencies = [("standalone", &totals.standalone_latency_us), ("cluster", &totals.cluster_latency_us)];

@@ -26,7 +26,7 @@ use crate::audit::Audit;
 use crate::config::{self, Config, StoreUrl};
 use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
-use crate::dual::state::StateFile;
+use crate::dual::state::{Snapshot, StateFile};
 use crate::dual::traffic::TrafficBook;
 use crate::dual::{Message, Peers, Subscribing};
 use crate::jobs::{self, Jobs};
@@ -38,6 +38,9 @@ use crate::session::worker::{self, WorkerParts};
 use crate::store::link::Endpoint;
 use crate::store::{Login, Loss, SlotMap, StoresConfig, Timeouts, topology};
 
+/// The same number on every Linux but MIPS.
+const SIGXFSZ: i32 = 25;
+
 /// Runs the proxy until SIGTERM or SIGINT, and drains it. `path` is watched for changes.
 pub fn run(config: &Config, path: &Path) -> anyhow::Result<()> {
     let level = start_logging(config);
@@ -45,9 +48,18 @@ pub fn run(config: &Config, path: &Path) -> anyhow::Result<()> {
     let directory = config.state_directory.display();
     let (state, snapshot) =
         StateFile::open(&config.state_directory).with_context(|| format!("open state file in {directory}"))?;
-    let (journal, diverged) =
-        Journal::open(&config.state_directory).with_context(|| format!("open journal in {directory}"))?;
+    let totals = Arc::new(Totals::default());
+    let (journal, found) =
+        Journal::open(&config.state_directory, totals.clone()).with_context(|| format!("open journal in {directory}"))?;
+    if let Some(damage) = &found.damage {
+        tracing::error!(%damage, "the journal of diverged keys is unusable: every dual route is in doubt until a backfill has gone through it, which begins now; a key that the cluster deleted while the standalone could not be reached may come back in a route whose keys are still being brought over");
+    }
+    // A journal without a state file: what was known of the routes was removed, not never there.
+    let is_lost = found.damage.is_some() || (snapshot.is_none() && !found.is_new);
+    // Also for the judgement of what was flipped in the file meanwhile.
+    let snapshot = snapshot.map(|snapshot| Snapshot { clean: snapshot.clean && !is_lost, ..snapshot });
     match &snapshot {
+        None if is_lost => tracing::warn!("there is a journal and no state file: the table is taken as it stands in the file, and every dual route is in doubt"),
         None => tracing::info!(directory = %directory, "first start: the table is taken as it stands in the file"),
         Some(snapshot) if !snapshot.clean => {
             tracing::warn!("the last run did not end cleanly: every dual route is in doubt until a backfill has gone through it, which begins now");
@@ -55,16 +67,19 @@ pub fn run(config: &Config, path: &Path) -> anyhow::Result<()> {
         Some(_) => {}
     }
     let (table, refused) = adopt::first_table(snapshot.as_ref(), &config.routing);
+    if is_lost {
+        table.routes().iter().filter_map(|route| route.dual.as_ref()).for_each(|dual| dual.set_in_doubt(true));
+    }
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
-        let program = Program::start(config, path, table, state, journal)?;
+        let program = Program::start(config, path, table, state, journal, totals)?;
         if let Some(refused) = refused {
             tracing::error!(reason = %refused, "proxy.toml was changed while the proxy was down in a way that could lose data; going on with the last adopted table");
             program.adopter.note_refusal(refused.to_string(), file_crc(path));
         } else {
             program.adopter.save(&program.adopter.table(), false).context("write state file")?;
         }
-        program.recover(diverged);
+        program.recover(found.open);
         program.serve(path, level).await
     })
 }
@@ -120,7 +135,14 @@ struct Program {
 }
 
 impl Program {
-    fn start(config: &Config, path: &Path, table: Table, state: StateFile, journal: Journal) -> anyhow::Result<Self> {
+    fn start(
+        config: &Config,
+        path: &Path,
+        table: Table,
+        state: StateFile,
+        journal: Journal,
+        totals: Arc<Totals>,
+    ) -> anyhow::Result<Self> {
         let count = match config.listen.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             count => count,
@@ -141,7 +163,7 @@ impl Program {
         let listeners = listeners(config.listen.address, count)?;
         let admin_listener = std::net::TcpListener::bind(config.admin.address)
             .with_context(|| format!("listen on the admin address {}", config.admin.address))?;
-        let (totals, traffic) = (Arc::new(Totals::default()), Arc::new(TrafficBook::default()));
+        let traffic = Arc::new(TrafficBook::default());
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
         let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
@@ -233,6 +255,8 @@ impl Program {
             }
         });
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        // Left alone it would kill: with a handler a write beyond the limit of file sizes is an error like a full disk.
+        let _size_limit = signal(SignalKind::from_raw(SIGXFSZ))?;
         let (listen, admin) = (self.config.listen.address, self.config.admin.address);
         tracing::info!(url = %format!("redis://{listen}/0"), admin = %format!("http://{admin}/"), workers = self.workers.len(), "serving");
         loop {

@@ -75,8 +75,20 @@ pub enum EffectKind {
     Delete,
     /// SET with the decision made and the time absolute.
     Set,
+    /// SET of the number that the reply names.
+    Number,
     /// The time, absolute.
     Expire,
+    /// What was taken by chance is removed by name.
+    Spop,
+    /// What was taken is taken again.
+    Mpop,
+    /// The score that the reply names.
+    Score,
+    /// The entry with the ID that the reply names.
+    Xadd,
+    /// Trimmed to the same length.
+    Xtrim,
     /// A copy of the key.
     Copy,
 }
@@ -158,8 +170,9 @@ pub fn access_of(spec: &CommandSpec, request: &Request) -> Access {
 pub fn effect_of(spec: &CommandSpec, request: &Request) -> EffectKind {
     match spec.name {
         "SET" if request.len() == 3 => EffectKind::Overwrite,
-        // The reply of ZADD INCR is a score that the follower need not be asked to add up again.
-        "ZADD" if has_option(request, 2, b"INCR") => EffectKind::Copy,
+        "ZADD" if request.len() > 4 && (2..request.len() - 2).any(|index| request.arg(index).eq_ignore_ascii_case(b"INCR")) => {
+            EffectKind::Score
+        }
         _ => spec.effect,
     }
 }

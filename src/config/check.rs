@@ -136,10 +136,6 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
     };
     let is_both = one_of(section.ack.as_ref(), ["leader", "both"], findings);
     let is_tagged = one_of(section.cluster_keys.as_ref(), ["same", "tagged"], findings);
-    if let (true, Some(text)) = (is_both, &section.ack) {
-        let message = format!("`{}` is not built yet; cutover refuses it rather than do something else", text.get_ref());
-        findings.push(reporter.at(text.span(), message, None));
-    }
     RoutingSpec {
         keys: Patterns(patterns),
         new_providers,

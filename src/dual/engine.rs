@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::command::{self, CommandSpec};
 use crate::dual::channels::{Channels, Subscribing, answer_after_turn};
+use crate::dual::effect::Question;
 use crate::dual::gate::{Gate, Ticket};
 use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Work};
@@ -70,8 +71,9 @@ pub enum EngineWaiter {
     Probe(Rc<Timing>),
     /// A step of a lane operation.
     Led { engine: Rc<Inner>, op: usize },
-    Expiry { engine: Rc<Inner>, op: usize },
+    Asked { engine: Rc<Inner>, op: usize, question: Question },
     Followed { engine: Rc<Inner>, op: usize },
+    Checked { engine: Rc<Inner>, op: usize },
 }
 
 impl Waiter for EngineWaiter {
@@ -92,8 +94,9 @@ impl Waiter for EngineWaiter {
             }
             Self::Probe(timing) => timing.answered(outcome.map(drop)),
             Self::Led { engine, op } => engine.led(op, outcome),
-            Self::Expiry { engine, op } => engine.expiry(op, outcome),
+            Self::Asked { engine, op, question } => engine.asked(op, question, outcome),
             Self::Followed { engine, op } => engine.followed(op, outcome),
+            Self::Checked { engine, op } => engine.checked(op, outcome),
         }
     }
 }

@@ -28,15 +28,15 @@ pub struct Guard {
     pub plans: Vec<Plan>,
     /// Copied in their lanes' time.
     resync: Vec<Bytes>,
-    /// First-touch keys that others may use meanwhile: copied before the client hears of it.
+    /// Strict keys that others may use meanwhile: copied, or in the journal, before the client hears of it.
     shared: Vec<Bytes>,
     held: Vec<Bytes>,
     over: bool,
 }
 
 impl Guard {
-    /// Ends the command. `Done` and `Doubt`: its keys may have changed and are copied; first-touch keys before this
-    /// returns, the others in their lanes' time.
+    /// Ends the command. `Done` and `Doubt`: its keys may have changed and are copied; those of strict modes before
+    /// this returns, the others in their lanes' time.
     pub async fn finish(mut self, outcome: Outcome) {
         let shared = std::mem::take(&mut self.shared);
         for wait in self.end(outcome) {
@@ -44,8 +44,15 @@ impl Guard {
             let _ = wait.await;
         }
         if outcome != Outcome::Refused {
-            for key in shared {
-                if self.engine.0.peers.resync(key.clone()).await.is_err() {
+            let peers = &self.engine.0.peers;
+            let copy = |key: Bytes| {
+                let (done, ended) = oneshot::channel();
+                peers.send(peers.lane_of(&key), Message::Resync { key: key.clone(), done: Some(done) });
+                (key, ended)
+            };
+            let copies: Vec<_> = shared.into_iter().map(copy).collect();
+            for (key, ended) in copies {
+                if !matches!(ended.await, Ok(Ok(()))) {
                     self.engine.journaled(key).await;
                 }
             }
@@ -123,23 +130,24 @@ impl Engine {
         if let (Some(key), Some(plan)) = (keys.first(), plans.first()) {
             self.0.traffic.count(&self.0.table.borrow(), key, plan.route_hash);
         }
-        let mut dual: Vec<(Bytes, bool)> = keys
+        let mut dual: Vec<(Bytes, Mode)> = keys
             .iter()
             .zip(&plans)
             .filter(|(_, plan)| plan.follower.is_some())
-            .map(|(key, plan)| (key.clone(), plan.follower.is_some() && Mode::of(plan) == Mode::FirstTouch))
+            .map(|(key, plan)| (key.clone(), Mode::of(plan)))
             .collect();
         // In one order for everybody, so that two commands never wait for each other.
-        dual.sort();
-        dual.dedup();
+        dual.sort_by(|one, other| one.0.cmp(&other.0));
+        dual.dedup_by(|one, other| one.0 == other.0);
         let mut guard = Guard { engine: self.clone(), tickets, plans, resync: Vec::new(), shared: Vec::new(), held: Vec::new(), over: false };
-        for (key, first_touch) in dual {
+        for (key, mode) in dual {
+            let first_touch = mode == Mode::FirstTouch;
             if !first_touch || hold == Hold::No {
                 if first_touch && let Err(refusal) = self.0.peers.touch(key.clone()).await {
                     guard.finish(Outcome::Refused).await;
                     return Err(refusal);
                 }
-                if first_touch { guard.shared.push(key) } else { guard.resync.push(key) }
+                if mode.is_strict() { guard.shared.push(key) } else { guard.resync.push(key) }
                 continue;
             }
             let (granted, wait) = oneshot::channel();
@@ -155,7 +163,6 @@ impl Engine {
         Ok(guard)
     }
 
-    /// Has a diverged key in the journal, on disk.
     /// Counts in a command that concerns all keys: no route flips before what this returns is dropped.
     pub async fn begin_whole(&self) -> WholeGuard {
         while self.has_closed() {
@@ -169,6 +176,7 @@ impl Engine {
         self.0.peers.resync(key).await
     }
 
+    /// Has a diverged key in the journal, on disk.
     async fn journaled(&self, key: Bytes) {
         let (written, wait) = oneshot::channel();
         self.0.journal.add(key, move || {

@@ -7,20 +7,24 @@
 //!
 //! The lane promises: the follower never gets an effect that builds on a value which it is not known to have (I3); what is
 //! uncertain stays diverged until a copy has put it right (I5); in first-touch mode a key is busy from the first touch
-//! until both stores have the write, and a diverged key is never fetched from the follower (I4).
+//! until both stores have the write, and a diverged key is never fetched from the follower (I4). A mirrored route with
+//! `ack = "both"` goes the same way without the fetching, so that what anybody has seen of a key is on both stores or in
+//! the journal.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 
 use bytes::Bytes;
 
-use crate::routing::{Coverage, DualState, Phase, Plan};
+use crate::routing::{Ack, Coverage, DualState, Phase, Plan};
 
 /// How the stores of a route stand to each other when an operation arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// The leader has every key; the follower gets effects. `synced`: the follower has every key too.
     Mirror { synced: bool },
+    /// The same, and a write is answered when both stores have it, or the follower has not and the journal says so.
+    Both { synced: bool },
     /// The leader may lack keys that the follower still has (`dual-cluster` before it is synced).
     FirstTouch,
 }
@@ -28,11 +32,20 @@ pub enum Mode {
 impl Mode {
     /// The mode of a key whose plan has a follower.
     pub fn of(plan: &Plan) -> Self {
-        match plan.dual.as_deref().map(DualState::coverage) {
-            Some(Coverage::StandaloneOnly) if plan.phase == Phase::DualCluster => Self::FirstTouch,
-            Some(Coverage::Both) => Self::Mirror { synced: !plan.dual.as_deref().is_some_and(DualState::is_in_doubt) },
-            _ => Self::Mirror { synced: false },
+        let synced = match plan.dual.as_deref().map(DualState::coverage) {
+            Some(Coverage::StandaloneOnly) if plan.phase == Phase::DualCluster => return Self::FirstTouch,
+            Some(Coverage::Both) => !plan.dual.as_deref().is_some_and(DualState::is_in_doubt),
+            _ => false,
+        };
+        match plan.ack {
+            Ack::Leader => Self::Mirror { synced },
+            Ack::Both => Self::Both { synced },
         }
+    }
+
+    /// Whether a key is busy until both stores have a write to it, and what failed is in the journal before it is shown.
+    pub fn is_strict(self) -> bool {
+        !matches!(self, Self::Mirror { .. })
     }
 }
 
@@ -41,13 +54,16 @@ impl Mode {
 pub enum Work {
     /// Reads the key, or does nothing to it.
     Read,
-    /// Writes it, and the effect makes the follower's value right whatever it was before (SET, DEL).
+    /// Writes it, and neither the answer nor the effect depends on what was there (SET).
     Overwrite,
-    /// Writes it, and the effect is right only on an equal value (HSET, INCR, EXPIRE).
+    /// Writes it by what is there, and the effect makes the follower's value right whatever it was before: the leader's
+    /// answer has decided (SET NX, GETSET, INCR, DEL).
+    Resolve,
+    /// Writes it, and the effect is right only on an equal value (HSET, LPUSH, EXPIRE).
     Update,
     /// Writes it in a way that only a copy repeats.
     Opaque,
-    /// Keeps the key from everyone else until `release`, for a command that runs outside of the lane. First-touch only.
+    /// Keeps the key from everyone else until `release`, for a command that runs outside of the lane. Strict modes only.
     Hold,
     /// Only brings the key over to the leader (bulk backfill in first-touch mode).
     Touch,
@@ -106,14 +122,15 @@ enum Stage<O> {
     /// Nothing in flight; the entry exists because the key is diverged.
     Idle,
     /// A dump is on its way to the follower. `dirty`: a write was sent behind the dump, so another must follow.
-    /// `first_touch`: nobody is served meanwhile, and if the copy fails the key goes into the journal first, for what the
+    /// `strict`: nobody is served meanwhile, and if the copy fails the key goes into the journal first, for what the
     /// leader has was perhaps never on the follower.
     Copying {
         dirty: bool,
-        first_touch: bool,
+        strict: bool,
     },
-    /// First-touch only, all of them: the key is busy and later operations wait in the queue.
+    /// First-touch only.
     Fetching,
+    /// In the strict modes only, all that follow: the key is busy and later operations wait in the queue.
     /// `is_settled`: the leader is known to have what the follower has.
     Running {
         op: O,
@@ -138,7 +155,11 @@ enum Stage<O> {
 #[derive(Debug)]
 struct Entry<O> {
     stage: Stage<O>,
+    /// Of the route when it was last looked at. A strict stage may end after its route has become a mirrored one.
+    mode: Mode,
     diverged: bool,
+    /// The journal has it on disk, and need not be waited for again.
+    is_journaled: bool,
     /// First-touch only: diverged by an overwrite of which nobody knows whether it ran, before the key was brought over. The
     /// old value may be on the follower alone, so it is fetched before anything else is made of it.
     is_unfetched: bool,
@@ -148,8 +169,16 @@ struct Entry<O> {
 }
 
 impl<O> Entry<O> {
-    fn new(stage: Stage<O>) -> Self {
-        Self { stage, diverged: false, is_unfetched: false, queue: VecDeque::new(), waiters: Vec::new() }
+    fn new(stage: Stage<O>, mode: Mode) -> Self {
+        Self {
+            stage,
+            mode,
+            diverged: false,
+            is_journaled: false,
+            is_unfetched: false,
+            queue: VecDeque::new(),
+            waiters: Vec::new(),
+        }
     }
 
     /// Diverged, and the leader has all that there is to be had: a copy from it puts the key right.
@@ -188,16 +217,25 @@ impl<O: Clone + PartialEq> Lane<O> {
         generation: u32,
         orders: &mut Vec<Order<O>>,
     ) -> bool {
+        let entry = self.entries.get_mut(key);
+        let is_busy = entry.is_some_and(|entry| {
+            entry.mode = mode;
+            !matches!(entry.stage, Stage::Idle)
+        });
         match mode {
-            Mode::Mirror { synced } => self.arrive_mirror(key, op, work, synced, generation, orders),
-            Mode::FirstTouch => {
-                match self.entries.get_mut(key) {
-                    Some(entry) if !matches!(entry.stage, Stage::Idle) => entry.queue.push_back((op, work)),
-                    _ => self.begin(key, op, work, generation, orders),
+            Mode::Mirror { synced } => return self.arrive_mirror(key, op, work, synced, generation, orders),
+            Mode::Both { .. } | Mode::FirstTouch if is_busy => {
+                if let Some(entry) = self.entries.get_mut(key) {
+                    entry.queue.push_back((op, work));
+                    // A copy that began while answers did not wait for the follower does not show who came before.
+                    if let Stage::Copying { strict, .. } = &mut entry.stage {
+                        *strict = true;
+                    }
                 }
-                work != Work::Read
             }
+            Mode::Both { .. } | Mode::FirstTouch => self.begin(key, op, work, mode, generation, orders),
         }
+        work != Work::Read
     }
 
     fn arrive_mirror(
@@ -236,31 +274,39 @@ impl<O: Clone + PartialEq> Lane<O> {
         }
         let follow = match work {
             Work::Read | Work::Hold | Work::Touch => false,
-            Work::Overwrite => true,
+            Work::Overwrite | Work::Resolve => true,
             Work::Update => synced || self.present.has(generation, key),
             Work::Opaque => false,
         };
         orders.push(Order::Lead { op, follow });
         if !follow && matches!(work, Work::Update | Work::Opaque) {
-            self.entries.insert(key.clone(), Entry::new(Stage::Copying { dirty: false, first_touch: false }));
+            let copying = Stage::Copying { dirty: false, strict: false };
+            self.entries.insert(key.clone(), Entry::new(copying, Mode::Mirror { synced }));
             orders.push(Order::Dump { key: key.clone() });
         }
         false
     }
 
-    /// First-touch: an operation on a key that is not busy.
-    fn begin(&mut self, key: &Bytes, op: O, work: Work, generation: u32, orders: &mut Vec<Order<O>>) {
+    /// A strict mode: an operation on a key that is not busy.
+    fn begin(&mut self, key: &Bytes, op: O, work: Work, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+        let is_diverged = self.entries.get(key).is_some_and(|entry| entry.diverged);
         let is_led = self.entries.get(key).is_some_and(Entry::is_led);
-        let is_settled = is_led || self.present.has(generation, key);
+        // Where the leader has every key there is nothing to bring over.
+        let is_settled = mode != Mode::FirstTouch || is_led || self.present.has(generation, key);
         if !is_settled && work != Work::Overwrite {
-            let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Fetching));
+            let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Fetching, mode));
             entry.stage = Stage::Fetching;
             entry.queue.push_front((op, work));
             orders.push(Order::Fetch { key: key.clone() });
             return;
         }
         // Repeated on another value an update would leave one that nobody ever wrote.
-        let work = if is_led && work == Work::Update { Work::Opaque } else { work };
+        let is_whole = !is_diverged
+            && match mode {
+                Mode::Mirror { synced } | Mode::Both { synced } => synced || self.present.has(generation, key),
+                Mode::FirstTouch => true,
+            };
+        let work = if work == Work::Update && !is_whole { Work::Opaque } else { work };
         let stage = match work {
             // On a key that nobody is writing a read needs no entry: the link keeps it before any later write.
             Work::Read => return orders.push(Order::Lead { op, follow: false }),
@@ -269,23 +315,24 @@ impl<O: Clone + PartialEq> Lane<O> {
                 orders.push(Order::Granted { op: op.clone() });
                 Stage::Held { op }
             }
-            Work::Overwrite | Work::Update | Work::Opaque => {
+            Work::Overwrite | Work::Resolve | Work::Update | Work::Opaque => {
                 orders.push(Order::Lead { op: op.clone(), follow: work != Work::Opaque });
                 Stage::Running { op, work, is_settled }
             }
         };
-        self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle)).stage = stage;
+        self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle, mode)).stage = stage;
     }
 
     /// Asks for a copy leader to follower; `op` gets `Reply` when the stores were equal once after this call, or
     /// `Unavailable` if the copy failed (the key is then diverged, or was never fetched).
     pub fn resync(&mut self, key: &Bytes, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
-        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle));
+        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle, mode));
+        entry.mode = mode;
         entry.waiters.push(op);
         match &mut entry.stage {
             Stage::Idle => self.copy_to_follower(key, mode, generation, orders),
             Stage::Copying { dirty, .. } => *dirty = true,
-            // Busy in first-touch mode: `next` copies before it goes on with the queue.
+            // Busy in a strict mode: `next` copies before it goes on with the queue.
             _ => {}
         }
     }
@@ -295,13 +342,12 @@ impl<O: Clone + PartialEq> Lane<O> {
     fn copy_to_follower(&mut self, key: &Bytes, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let is_settled = if entry.diverged { entry.is_led() } else { self.present.has(generation, key) };
-        let first_touch = mode == Mode::FirstTouch;
-        if first_touch && !is_settled {
+        if mode == Mode::FirstTouch && !is_settled {
             entry.stage = Stage::Fetching;
             return orders.push(Order::Fetch { key: key.clone() });
         }
         entry.is_unfetched = false;
-        entry.stage = Stage::Copying { dirty: false, first_touch };
+        entry.stage = Stage::Copying { dirty: false, strict: mode.is_strict() };
         orders.push(Order::Dump { key: key.clone() });
     }
 
@@ -331,7 +377,7 @@ impl<O: Clone + PartialEq> Lane<O> {
                     orders.push(Order::Reply { op });
                     self.next(key, generation, orders);
                 }
-                Outcome::Doubt if *is_settled => self.journal(key, Some(op), orders),
+                Outcome::Doubt if *is_settled => self.journal(key, Some(op), generation, orders),
                 // Nothing to keep in the journal: a crash from here on is a crash before the write.
                 Outcome::Doubt => {
                     entry.is_unfetched = true;
@@ -342,6 +388,12 @@ impl<O: Clone + PartialEq> Lane<O> {
             },
             // A write that was sent before the copy or the divergence began: the next dump stands behind it.
             Stage::Copying { dirty, .. } => *dirty |= outcome == Outcome::Doubt,
+            // One that was sent before answers began to wait for the follower.
+            Stage::Running { .. } => match outcome {
+                Outcome::Done if follow => orders.push(Order::Follow { op }),
+                Outcome::Doubt => self.diverge(key, orders),
+                _ => {}
+            },
             _ => {}
         }
     }
@@ -352,13 +404,17 @@ impl<O: Clone + PartialEq> Lane<O> {
             && matches!(&entry.stage, Stage::Following { op: following } if *following == op)
         {
             match outcome {
-                // Only an overwrite or a copy runs on a diverged key, and either ends the divergence.
+                // Something that was sent before the key became busy has failed since, and this effect was built on it.
+                Outcome::Done if entry.diverged && !whole => {
+                    entry.stage = Stage::Settling { op };
+                    orders.push(Order::Dump { key: key.clone() });
+                }
                 Outcome::Done => {
                     self.settle(key, generation, orders);
                     orders.push(Order::Reply { op });
                     self.next(key, generation, orders);
                 }
-                Outcome::Refused | Outcome::Doubt => self.journal(key, Some(op), orders),
+                Outcome::Refused | Outcome::Doubt => self.journal(key, Some(op), generation, orders),
             }
             return;
         }
@@ -390,10 +446,10 @@ impl<O: Clone + PartialEq> Lane<O> {
                 self.settle(key, generation, orders);
                 self.next(key, generation, orders);
             }
-            Stage::Copying { first_touch, .. } => {
+            Stage::Copying { strict, .. } => {
                 orders.extend(entry.waiters.drain(..).map(|op| Order::Unavailable { op }));
-                if *first_touch {
-                    return self.journal(key, None, orders);
+                if *strict {
+                    return self.journal(key, None, generation, orders);
                 }
                 entry.stage = Stage::Idle;
                 self.diverge(key, orders);
@@ -406,7 +462,7 @@ impl<O: Clone + PartialEq> Lane<O> {
                     orders.push(Order::Reply { op });
                     self.next(key, generation, orders);
                 } else {
-                    self.journal(key, Some(op), orders);
+                    self.journal(key, Some(op), generation, orders);
                 }
             }
             _ => {}
@@ -423,7 +479,7 @@ impl<O: Clone + PartialEq> Lane<O> {
             }
             Fetched::Unproven => {
                 entry.is_unfetched = false;
-                entry.stage = Stage::Copying { dirty: false, first_touch: true };
+                entry.stage = Stage::Copying { dirty: false, strict: true };
                 orders.push(Order::Dump { key: key.clone() });
             }
             Fetched::Failed => {
@@ -438,6 +494,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     pub fn journaled(&mut self, key: &Bytes, generation: u32, orders: &mut Vec<Order<O>>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         if let Stage::Journaling { op } = &mut entry.stage {
+            entry.is_journaled = entry.diverged;
             orders.extend(op.take().map(|op| Order::Reply { op }));
             self.next(key, generation, orders);
         }
@@ -458,7 +515,7 @@ impl<O: Clone + PartialEq> Lane<O> {
                 entry.stage = Stage::Settling { op };
                 orders.push(Order::Dump { key: key.clone() });
             }
-            Outcome::Doubt => self.journal(key, Some(op), orders),
+            Outcome::Doubt => self.journal(key, Some(op), generation, orders),
         }
     }
 
@@ -471,6 +528,9 @@ impl<O: Clone + PartialEq> Lane<O> {
         let idle = self.entries.iter().filter(|(_, entry)| entry.diverged && matches!(entry.stage, Stage::Idle));
         let some: Vec<(Bytes, Mode)> = idle.filter_map(|(key, _)| Some((key.clone(), mode(key)?))).take(max).collect();
         for (key, mode) in some {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.mode = mode;
+            }
             // Of a diverged key the generation is not asked.
             self.copy_to_follower(&key, mode, 0, orders);
         }
@@ -479,6 +539,9 @@ impl<O: Clone + PartialEq> Lane<O> {
     /// Takes a key for diverged from outside: the journal of an earlier run.
     pub fn recover(&mut self, key: &Bytes, orders: &mut Vec<Order<O>>) {
         self.diverge(key, orders);
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.is_journaled = true;
+        }
     }
 
     /// The operation that holds the key, if one does.
@@ -514,7 +577,9 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     fn diverge(&mut self, key: &Bytes, orders: &mut Vec<Order<O>>) {
-        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle));
+        // Whoever comes to an idle key says which mode it is in.
+        let unknown = Mode::Mirror { synced: false };
+        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle, unknown));
         if !entry.diverged {
             entry.diverged = true;
             self.diverged_count += 1;
@@ -526,12 +591,15 @@ impl<O: Clone + PartialEq> Lane<O> {
         }
     }
 
-    fn journal(&mut self, key: &Bytes, op: Option<O>, orders: &mut Vec<Order<O>>) {
+    fn journal(&mut self, key: &Bytes, op: Option<O>, generation: u32, orders: &mut Vec<Order<O>>) {
         self.diverge(key, orders);
-        if let Some(entry) = self.entries.get_mut(key) {
-            entry.stage = Stage::Journaling { op };
-            orders.push(Order::Journal { key: key.clone() });
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        if entry.is_journaled {
+            orders.extend(op.map(|op| Order::Reply { op }));
+            return self.next(key, generation, orders);
         }
+        entry.stage = Stage::Journaling { op };
+        orders.push(Order::Journal { key: key.clone() });
     }
 
     /// Both stores are known to hold the same for this key.
@@ -540,7 +608,7 @@ impl<O: Clone + PartialEq> Lane<O> {
         if let Some(entry) = self.entries.get_mut(key)
             && std::mem::take(&mut entry.diverged)
         {
-            entry.is_unfetched = false;
+            (entry.is_unfetched, entry.is_journaled) = (false, false);
             self.diverged_count -= 1;
             orders.push(Order::Repaired { key: key.clone() });
         }
@@ -550,9 +618,9 @@ impl<O: Clone + PartialEq> Lane<O> {
     fn next(&mut self, key: &Bytes, generation: u32, orders: &mut Vec<Order<O>>) {
         loop {
             let Some(entry) = self.entries.get_mut(key) else { return };
+            let mode = entry.mode;
             if !entry.waiters.is_empty() {
-                // Only first-touch stages end with somebody waiting for a copy.
-                return self.copy_to_follower(key, Mode::FirstTouch, generation, orders);
+                return self.copy_to_follower(key, mode, generation, orders);
             }
             entry.stage = Stage::Idle;
             let Some((op, work)) = entry.queue.pop_front() else {
@@ -561,7 +629,7 @@ impl<O: Clone + PartialEq> Lane<O> {
                 }
                 return;
             };
-            self.begin(key, op, work, generation, orders);
+            self.begin(key, op, work, mode, generation, orders);
             match self.entries.get(key) {
                 Some(entry) if matches!(entry.stage, Stage::Idle) => {}
                 _ => return,
@@ -761,5 +829,68 @@ mod tests {
         lane.journaled(&key(), 0, &mut orders);
         lane.arrive(&key(), 2, Work::Read, Mode::FirstTouch, 0, &mut orders);
         assert_eq!(orders, [Order::Reply { op: 1 }, Order::Lead { op: 2, follow: false }]);
+    }
+
+    const BOTH: Mode = Mode::Both { synced: true };
+
+    #[test]
+    fn with_ack_both_a_write_is_answered_when_the_follower_has_it_and_nobody_sees_it_before() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        assert!(lane.arrive(&key(), 1, Work::Update, BOTH, 0, &mut orders), "it ends with Reply");
+        lane.arrive(&key(), 2, Work::Read, BOTH, 0, &mut orders);
+        lane.led(&key(), 1, true, Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Lead { op: 1, follow: true }, Order::Follow { op: 1 }]);
+        orders.clear();
+        lane.followed(&key(), 1, Outcome::Done, false, 0, &mut orders);
+        assert_eq!(orders, [Order::Reply { op: 1 }, Order::Lead { op: 2, follow: false }]);
+        assert_eq!(lane.sizes(), (0, 0));
+    }
+
+    #[test]
+    fn with_ack_both_and_a_follower_that_fails_the_journal_comes_before_the_answer_and_is_waited_for_once() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Update, BOTH, 0, &mut orders);
+        lane.led(&key(), 1, true, Outcome::Done, 0, &mut orders);
+        orders.clear();
+        lane.followed(&key(), 1, Outcome::Doubt, false, 0, &mut orders);
+        assert_eq!(orders, [Order::Diverged { key: key() }, Order::Journal { key: key() }]);
+        orders.clear();
+        lane.journaled(&key(), 0, &mut orders);
+        assert_eq!(orders, [Order::Reply { op: 1 }]);
+        orders.clear();
+        // On a diverged key an update is not repeated but copied; the journal has the key already.
+        lane.arrive(&key(), 2, Work::Update, BOTH, 0, &mut orders);
+        lane.led(&key(), 2, false, Outcome::Done, 0, &mut orders);
+        lane.dumped(&key(), Outcome::Done, 0, &mut orders);
+        lane.restored(&key(), Outcome::Doubt, 0, &mut orders);
+        let copied = [Order::Lead { op: 2, follow: false }, Order::Dump { key: key() }, Order::Restore { key: key() }];
+        assert_eq!(orders, [&copied[..], &[Order::Reply { op: 2 }]].concat());
+        assert_eq!(lane.sizes(), (1, 1));
+    }
+
+    #[test]
+    fn an_earlier_effect_that_fails_is_not_covered_by_one_that_built_on_it() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Update, Mode::Mirror { synced: true }, 0, &mut orders);
+        // From here on `ack = "both"`.
+        lane.arrive(&key(), 2, Work::Update, BOTH, 0, &mut orders);
+        lane.led(&key(), 1, true, Outcome::Done, 0, &mut orders);
+        lane.led(&key(), 2, true, Outcome::Done, 0, &mut orders);
+        orders.clear();
+        lane.followed(&key(), 1, Outcome::Doubt, false, 0, &mut orders);
+        lane.followed(&key(), 2, Outcome::Done, false, 0, &mut orders);
+        assert_eq!(orders, [Order::Diverged { key: key() }, Order::Dump { key: key() }]);
+    }
+
+    #[test]
+    fn what_the_answer_resolves_needs_no_copy_of_a_key_that_the_follower_may_lack() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Resolve, UNSYNCED, 0, &mut orders);
+        lane.led(&key(), 1, true, Outcome::Done, 0, &mut orders);
+        assert_eq!(orders, [Order::Lead { op: 1, follow: true }, Order::Follow { op: 1 }]);
+        orders.clear();
+        // Where the leader may lack the key its answer would be wrong.
+        lane.arrive(&key(), 2, Work::Resolve, Mode::FirstTouch, 0, &mut orders);
+        assert_eq!(orders, [Order::Fetch { key: key() }]);
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::command::CommandSpec;
-use crate::dual::effect::{self, Form};
+use crate::dual::effect::{self, Effect, Facts, Form, Question};
 use crate::dual::engine::{EngineWaiter, Inner, ReplyTo, refusal_of};
 use crate::dual::gate::Ticket;
 use crate::dual::lane::{Mode, Order, Outcome, Work};
@@ -24,14 +24,18 @@ pub struct LaneOp {
     /// None for a copy, a hold or a touch.
     pub(super) command: Option<LaneCommand>,
     pub(super) follow: bool,
-    pub(super) overwrite: bool,
+    /// Its effect leaves a whole value.
+    pub(super) whole: bool,
     pub(super) leader: Side,
     pub(super) generation: u32,
-    /// First-touch writes answer when both have it: the leader's reply waits here.
+    /// Writes in the strict modes answer when both have it: the leader's reply waits here.
     pub(super) holds_reply: bool,
     pub(super) led: Option<Result<Bytes, LinkError>>,
-    pub(super) awaits_expiry: bool,
-    pub(super) expiry: Option<i64>,
+    /// Answers of the store that is asked now, to the command and to the questions behind it.
+    pub(super) awaited: usize,
+    pub(super) facts: Facts,
+    pub(super) effect: Option<Effect>,
+    pub(super) followed: Outcome,
     pub(super) to: LaneReply,
     pub(super) ticket: Ticket,
     /// The lane will say `Reply` for it.
@@ -100,13 +104,15 @@ impl Inner {
             key: key.clone(),
             command,
             follow: false,
-            overwrite: work == Work::Overwrite,
+            whole: matches!(work, Work::Overwrite | Work::Resolve),
             leader: plan.leader,
             generation,
             holds_reply: false,
             led: None,
-            awaits_expiry: false,
-            expiry: None,
+            awaited: 0,
+            facts: Facts::default(),
+            effect: None,
+            followed: Outcome::Done,
             to,
             ticket,
             in_lane: false,
@@ -143,19 +149,19 @@ impl Inner {
     }
 
     pub(super) fn lead(self: &Rc<Self>, op: usize, follow: bool) {
-        let (leader, key, first, bytes, protocol, expiry) = {
+        let (leader, key, first, bytes, protocol, questions) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
-            entry.follow = follow;
             let Some(command) = &entry.command else { return };
-            entry.awaits_expiry = follow && command.form.asks_expiry();
+            let questions = if follow { command.form.questions() } else { &[] };
+            (entry.follow, entry.awaited) = (follow, 1 + questions.len());
             let bytes = command.request.bytes().clone();
-            (entry.leader, entry.key.clone(), command.first, bytes, command.protocol, entry.awaits_expiry)
+            (entry.leader, entry.key.clone(), command.first, bytes, command.protocol, questions)
         };
         self.side_call(leader, (&key, first), &bytes, Some(protocol), EngineWaiter::Led { engine: self.clone(), op });
-        if expiry {
-            let ask = effect::command(&[b"PEXPIRETIME", &key]);
-            self.side_call(leader, (&key, 1), &ask, None, EngineWaiter::Expiry { engine: self.clone(), op });
+        for question in questions {
+            let waiter = EngineWaiter::Asked { engine: self.clone(), op, question: *question };
+            self.side_call(leader, (&key, 1), &question.ask(&key), None, waiter);
         }
     }
 
@@ -163,6 +169,8 @@ impl Inner {
         let waits = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
+            entry.awaited -= 1;
+            let waits = entry.awaited > 0;
             let outcome = outcome.map(|reply| match &entry.command {
                 Some(command) if entry.leader == Side::Cluster => self.own_reply(command.spec, &command.request, reply),
                 _ => reply,
@@ -176,37 +184,49 @@ impl Inner {
                 entry.led = Some(answer);
                 drop(ops);
                 self.answer(to, outcome.map_err(|error| refusal_of(&error)));
-                self.ops.borrow()[op].awaits_expiry
             } else {
                 entry.led = Some(outcome.map(|reply| reply.to_bytes()));
-                entry.awaits_expiry
             }
+            waits
         };
-        // With an expiry to come the lane hears of the answer when both are there; the link keeps the order.
+        // With facts to come the lane hears of the answer when all are there; the link keeps the order.
         if !waits {
             self.tell_led(op);
         }
     }
 
-    pub(super) fn expiry(self: &Rc<Self>, op: usize, outcome: Result<Reply<'_>, LinkError>) {
-        let expiry = outcome.ok().and_then(|reply| reply::integer(reply.bytes()));
-        if let Some(entry) = self.ops.borrow_mut().get_mut(op) {
-            entry.expiry = expiry;
-            if expiry.is_none() && matches!(entry.led, Some(Ok(_))) {
-                // The write is known and its time is not: only a copy can tell.
-                entry.led = Some(Err(LinkError::Lost));
+    /// The leader answered a question behind a command; nobody told what it says: only a copy can tell.
+    pub(super) fn asked(self: &Rc<Self>, op: usize, question: Question, outcome: Result<Reply<'_>, LinkError>) {
+        let fact = outcome.ok().and_then(|reply| reply::integer(reply.bytes()));
+        let is_last = self.ops.borrow_mut().get_mut(op).is_some_and(|entry| {
+            match question {
+                Question::Expiry => entry.facts.expiry = fact,
+                Question::Length => entry.facts.length = fact,
             }
+            entry.awaited -= 1;
+            entry.awaited == 0
+        });
+        if is_last {
+            self.tell_led(op);
         }
-        self.tell_led(op);
     }
 
     pub(super) fn tell_led(self: &Rc<Self>, op: usize) {
         let (key, follow, outcome, generation, in_lane) = {
-            let ops = self.ops.borrow();
-            let entry = &ops[op];
+            let mut ops = self.ops.borrow_mut();
+            let entry = &mut ops[op];
             let outcome = match &entry.led {
                 Some(Ok(reply)) if reply::is_error(reply) => Outcome::Refused,
-                Some(Ok(reply)) if entry.follow && self.effect_of(entry, reply).is_none() => Outcome::Refused,
+                Some(Ok(reply)) if entry.follow => {
+                    let (command, facts) = (entry.command.as_ref(), entry.facts);
+                    entry.effect = command.and_then(|command| effect::effect(&command.request, command.form, &entry.key, reply, facts));
+                    let questions = command.map_or(&[][..], |command| command.form.questions());
+                    match questions.iter().all(|question| facts.has(*question)) {
+                        true if entry.effect.is_some() => Outcome::Done,
+                        true => Outcome::Refused,
+                        false => Outcome::Doubt,
+                    }
+                }
                 Some(Ok(_)) => Outcome::Done,
                 Some(Err(error)) if !error.may_have_run() => Outcome::Refused,
                 _ => Outcome::Doubt,
@@ -225,40 +245,65 @@ impl Inner {
         }
     }
 
-    pub(super) fn effect_of(&self, entry: &LaneOp, reply: &[u8]) -> Option<Bytes> {
-        let command = entry.command.as_ref()?;
-        effect::effect(&command.request, command.form, &entry.key, reply, entry.expiry)
-    }
-
     pub(super) fn follow(self: &Rc<Self>, op: usize) {
-        let (side, key, bytes, protocol) = {
-            let ops = self.ops.borrow();
-            let entry = &ops[op];
-            let reply = match &entry.led {
-                Some(Ok(reply)) => reply.clone(),
-                _ => Bytes::new(),
-            };
-            let (Some(bytes), Some(command)) = (self.effect_of(entry, &reply), &entry.command) else { return };
+        let (side, key, first, bytes, protocol, is_checked) = {
+            let mut ops = self.ops.borrow_mut();
+            let entry = &mut ops[op];
+            let (Some(effect), Some(command)) = (&entry.effect, &entry.command) else { return };
             // Whatever is not the request itself has its key in the first place.
-            let first = if command.form == Form::Same { command.first } else { 1 };
-            (entry.leader.other(), (entry.key.clone(), first), bytes, command.protocol)
+            let first = if command.form.is_request() { command.first } else { 1 };
+            let is_checked = effect.expiry.is_some();
+            entry.awaited = 1 + usize::from(is_checked);
+            (entry.leader.other(), entry.key.clone(), first, effect.bytes.clone(), command.protocol, is_checked)
         };
         let waiter = EngineWaiter::Followed { engine: self.clone(), op };
-        self.side_call(side, (&key.0, key.1), &bytes, Some(protocol), waiter);
+        self.side_call(side, (&key, first), &bytes, Some(protocol), waiter);
+        if is_checked {
+            let waiter = EngineWaiter::Checked { engine: self.clone(), op };
+            self.side_call(side, (&key, 1), &Question::Expiry.ask(&key), None, waiter);
+        }
     }
 
     pub(super) fn followed(self: &Rc<Self>, op: usize, outcome: Result<Reply<'_>, LinkError>) {
-        let (key, outcome, whole, generation, in_lane) = {
+        // The leader's answer has the application's names in it.
+        let outcome = {
             let ops = self.ops.borrow();
-            let entry = &ops[op];
-            let same = entry.command.as_ref().is_some_and(|command| command.form == Form::Same);
-            let outcome = match (&outcome, &entry.led) {
-                (Ok(reply), _) if reply::is_error(reply.bytes()) => Outcome::Refused,
-                (Ok(reply), Some(Ok(led))) if same && !effect::agrees(led, reply.bytes()) => Outcome::Doubt,
-                (Ok(_), _) => Outcome::Done,
-                (Err(_), _) => Outcome::Doubt,
-            };
-            (entry.key.clone(), outcome, entry.overwrite, entry.generation, entry.in_lane)
+            let is_renamed = ops[op].leader != Side::Cluster;
+            let command = ops[op].command.as_ref().filter(|command| is_renamed && command.form == Form::Replay);
+            outcome.map(|reply| match command {
+                Some(command) => self.own_reply(command.spec, &command.request, reply),
+                None => reply,
+            })
+        };
+        self.note_followed(op, |effect| match &outcome {
+            Ok(reply) if reply::is_error(reply.bytes()) => Outcome::Refused,
+            Ok(reply) => match &effect.answer {
+                Some(expected) if !effect::agrees(expected, reply.bytes()) => Outcome::Doubt,
+                _ => Outcome::Done,
+            },
+            Err(_) => Outcome::Doubt,
+        });
+    }
+
+    /// The follower answered when the key expires there, behind an effect that builds on the value.
+    pub(super) fn checked(self: &Rc<Self>, op: usize, outcome: Result<Reply<'_>, LinkError>) {
+        let expiry = outcome.ok().and_then(|reply| reply::integer(reply.bytes()));
+        self.note_followed(op, |effect| if expiry == effect.expiry { Outcome::Done } else { Outcome::Doubt });
+    }
+
+    fn note_followed(self: &Rc<Self>, op: usize, judge: impl FnOnce(&Effect) -> Outcome) {
+        let (key, outcome, whole, generation, in_lane) = {
+            let mut ops = self.ops.borrow_mut();
+            let entry = &mut ops[op];
+            let outcome = entry.effect.as_ref().map_or(Outcome::Doubt, judge);
+            if entry.followed == Outcome::Done {
+                entry.followed = outcome;
+            }
+            entry.awaited -= 1;
+            if entry.awaited > 0 {
+                return;
+            }
+            (entry.key.clone(), entry.followed, entry.whole, entry.generation, entry.in_lane)
         };
         let mut orders = Vec::new();
         self.lane.borrow_mut().followed(&key, op, outcome, whole, generation, &mut orders);
@@ -326,14 +371,16 @@ impl Inner {
             key: key.clone(),
             command: None,
             follow: false,
-            overwrite: false,
+            whole: false,
             leader: plan.leader,
             generation: 0,
             ticket: self.lanes.enter(plan.route_hash),
             holds_reply: true,
             led: None,
-            awaits_expiry: false,
-            expiry: None,
+            awaited: 0,
+            facts: Facts::default(),
+            effect: None,
+            followed: Outcome::Done,
             to,
             in_lane: true,
         });

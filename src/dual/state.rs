@@ -1,6 +1,10 @@
 //! The state file: the phases and coverages of the last run, and whether it ended cleanly.
 //!
-//! One small file, written beside itself, synced and renamed, with a CRC line: a crash leaves the old one or the new one.
+//! Two small files with the same text, each written beside itself, synced and renamed, with a CRC line: a crash leaves the
+//! old one or the new one, and a disk that spoils one of them spoils nothing. With both spoilt the program does not start:
+//! which store leads a route, and whether the other one holds keys that were deleted since, cannot be guessed without
+//! answering from the wrong one. The operator may, by moving them away, take the table as it stands in proxy.toml; a journal
+//! that is there without them puts every dual route in doubt.
 
 use std::collections::HashMap;
 use std::fs;
@@ -44,9 +48,12 @@ pub struct Naming {
     pub keys: Vec<String>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Document {
     format: u32,
+    /// Grows with each save, so that the newer of two is known.
+    #[serde(default)]
+    number: u64,
     snapshot: Snapshot,
     /// Routes that were on the cluster and may have left keys there.
     stale_on_cluster: Vec<RouteName>,
@@ -55,7 +62,8 @@ struct Document {
 /// See the module.
 #[derive(Debug)]
 pub struct StateFile {
-    path: PathBuf,
+    paths: [PathBuf; 2],
+    number: u64,
     stale: Vec<RouteName>,
     last: Snapshot,
 }
@@ -64,26 +72,17 @@ impl StateFile {
     /// Opens or begins the state of a directory; `None`: there was none, so this is the very first start.
     pub fn open(directory: &Path) -> io::Result<(Self, Option<Snapshot>)> {
         fs::create_dir_all(directory)?;
-        let path = directory.join("state.json");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok((Self { path, stale: Vec::new(), last: Snapshot::default() }, None));
-            }
-            Err(error) => return Err(error),
+        let paths = paths(directory);
+        let Some(document) = newest(&paths)? else {
+            return Ok((Self { paths, number: 0, stale: Vec::new(), last: Snapshot::default() }, None));
         };
-        let document = parse(&text)?;
-        let file = Self { path, stale: document.stale_on_cluster, last: document.snapshot.clone() };
-        Ok((file, Some(document.snapshot)))
+        let (number, stale, last) = (document.number, document.stale_on_cluster, document.snapshot.clone());
+        Ok((Self { paths, number, stale, last }, Some(document.snapshot)))
     }
 
     /// What is remembered in a directory, changing nothing; `None`: nothing yet.
     pub fn read(directory: &Path) -> io::Result<Option<Snapshot>> {
-        match fs::read_to_string(directory.join("state.json")) {
-            Ok(text) => parse(&text).map(|document| Some(document.snapshot)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(newest(&paths(directory))?.map(|document| document.snapshot))
     }
 
     /// Whether the cluster may hold old keys of a route.
@@ -104,24 +103,53 @@ impl StateFile {
         // A whole walk over both stores has put right what was left behind.
         let is_synced = |record: &&RouteRecord| record.coverage == Some(Coverage::Both) && !record.in_doubt;
         self.stale.retain(|route| now.get(route).filter(|record| is_synced(record)).is_none());
-        let document = Document { format: FORMAT, snapshot: snapshot.clone(), stale_on_cluster: self.stale.clone() };
+        self.number += 1;
+        let (number, stale_on_cluster) = (self.number, self.stale.clone());
+        let document = Document { format: FORMAT, number, snapshot: snapshot.clone(), stale_on_cluster };
         let body = serde_json::to_string(&document).map_err(io::Error::other)?;
         let text = format!("{body}\n{:08x}\n", crc32fast::hash(body.as_bytes()));
-        let new = self.path.with_extension("new");
-        let mut file = fs::File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        fs::File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        for path in &self.paths {
+            let new = path.with_extension("new");
+            let mut file = fs::File::create(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, path)?;
+        }
+        fs::File::open(self.paths[0].parent().unwrap_or(Path::new(".")))?.sync_all()?;
         self.last = snapshot.clone();
         Ok(())
+    }
+}
+
+fn paths(directory: &Path) -> [PathBuf; 2] {
+    [directory.join("state.json"), directory.join("state.copy.json")]
+}
+
+/// The newer of those that can be read; `None`: there are none. One that is missing or spoilt is told and made good by the
+/// next save.
+fn newest(paths: &[PathBuf; 2]) -> io::Result<Option<Document>> {
+    let read = |path: &PathBuf| match fs::read(path) {
+        Ok(bytes) => parse(&String::from_utf8_lossy(&bytes)).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    match [read(&paths[0]), read(&paths[1])] {
+        [Ok(Some(one)), Ok(Some(other))] => Ok(Some(if one.number >= other.number { one } else { other })),
+        [Ok(None), Ok(None)] => Ok(None),
+        [Ok(one), Ok(other)] => Ok(one.or(other)),
+        [Err(error), Ok(Some(good))] | [Ok(Some(good)), Err(error)] => {
+            tracing::warn!(%error, "one of the two state files cannot be used; the other one is whole");
+            Ok(Some(good))
+        }
+        [Err(error), _] | [_, Err(error)] => Err(error),
     }
 }
 
 fn parse(text: &str) -> io::Result<Document> {
     let broken = |what: &str| {
         io::Error::other(format!(
-            "the state file is damaged ({what}); move it away to start with every dual route in doubt"
+            "the state files are damaged ({what}), and which store leads must not be guessed; restore {{state,state.copy}}.json, or move both away to \
+             take the table as it stands in proxy.toml, with every dual route in doubt"
         ))
     };
     let (body, crc) = text.trim_end().rsplit_once('\n').ok_or_else(|| broken("no checksum"))?;
@@ -150,12 +178,35 @@ mod tests {
         assert!(before.is_none());
         let snapshot = Snapshot { version: 3, clean: false, routes: vec![record(Phase::Cluster)], naming: None };
         file.save(&snapshot).unwrap();
-        assert_eq!(StateFile::open(directory.path()).unwrap().1, Some(snapshot));
+        assert_eq!(StateFile::open(directory.path()).unwrap().1, Some(snapshot.clone()));
         let path = directory.path().join("state.json");
         let whole = fs::read(&path).unwrap();
         for cut in 0..whole.len() - 1 {
             fs::write(&path, &whole[..cut]).unwrap();
-            assert!(StateFile::open(directory.path()).is_err(), "cut at {cut}");
+            assert_eq!(StateFile::open(directory.path()).unwrap().1, Some(snapshot.clone()), "cut at {cut}, and the copy is whole");
+            assert!(parse(&String::from_utf8_lossy(&whole[..cut])).is_err(), "cut at {cut}");
+        }
+        fs::write(directory.path().join("state.copy.json"), b"{}").unwrap();
+        let error = StateFile::open(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("which store leads must not be guessed"), "{error}");
+    }
+
+    #[test]
+    fn of_two_state_files_the_newer_one_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut file, _) = StateFile::open(directory.path()).unwrap();
+        let save = |file: &mut StateFile, version| file.save(&Snapshot { version, clean: true, routes: vec![record(Phase::Cluster)], ..Snapshot::default() }).unwrap();
+        save(&mut file, 1);
+        let old = fs::read(directory.path().join("state.json")).unwrap();
+        save(&mut file, 2);
+        // A crash between the two writes, and the other way round, and one that is missing.
+        for name in ["state.copy.json", "state.json"] {
+            let whole = fs::read(directory.path().join(name)).unwrap();
+            fs::write(directory.path().join(name), &old).unwrap();
+            assert_eq!(StateFile::open(directory.path()).unwrap().1.unwrap().version, 2);
+            fs::remove_file(directory.path().join(name)).unwrap();
+            assert_eq!(StateFile::open(directory.path()).unwrap().1.unwrap().version, 2);
+            fs::write(directory.path().join(name), whole).unwrap();
         }
     }
 

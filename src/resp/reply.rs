@@ -55,6 +55,11 @@ pub fn bulk(frame: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// The text of a double, which is a bulk string in RESP2.
+pub fn double(frame: &[u8]) -> Option<&[u8]> {
+    (frame.first() == Some(&b',')).then(|| first_line(frame))
+}
+
 /// The text of an error, without the type byte.
 pub fn error_text(frame: &[u8]) -> &[u8] {
     match frame.first() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::routing::{DualState, Phase, Side, Table};
+use crate::routing::{Ack, DualState, Phase, Side, Table};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -12,6 +12,7 @@ pub struct Plan {
     pub phase: Phase,
     pub leader: Side,
     pub follower: Option<Side>,
+    pub ack: Ack,
     /// What is known of the two stores, in a dual phase.
     pub dual: Option<Arc<DualState>>,
     /// The hash of the table's line that covers the key: what a flip of a range or a default closes.
@@ -27,6 +28,7 @@ impl Plan {
             phase: route.phase,
             leader: route.phase.leader(),
             follower: route.phase.follower(),
+            ack: table.ack(),
             dual: route.dual.clone(),
             line_hash: route.hash,
         }

@@ -358,6 +358,10 @@ impl Proxy {
         text.into_owned()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn kill(&mut self) {
         self.child.kill().expect("kill the proxy");
         self.child.wait().expect("wait for the proxy");

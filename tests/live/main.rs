@@ -8,6 +8,8 @@ mod channels;
 mod commands;
 mod connection;
 mod differential;
+mod disk;
+mod effects;
 mod faults;
 mod keyspace;
 mod model;

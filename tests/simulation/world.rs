@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use bytes::Bytes;
 use cutover::dual::gate::{Gate, Ticket};
 use cutover::dual::lane::{Fetched, Lane, Mode, Order, Outcome, Work};
-use cutover::routing::{Coverage, Phase, Side};
+use cutover::routing::{Ack, Coverage, Phase, Side};
 use fastrand::Rng;
 
 /// What is done wrong on purpose.
@@ -31,6 +31,8 @@ enum Command {
     Read,
     Set(u32),
     Append(u32),
+    /// As INCR: the leader's answer is the whole value.
+    Count(u32),
     /// As a script that appends: only a copy repeats it.
     Script(u32),
     Delete,
@@ -42,6 +44,7 @@ impl Command {
             Self::Read => Work::Read,
             Self::Set(_) | Self::Delete => Work::Overwrite,
             Self::Append(_) => Work::Update,
+            Self::Count(_) => Work::Resolve,
             Self::Script(_) => Work::Opaque,
         }
     }
@@ -50,7 +53,7 @@ impl Command {
         match self {
             Self::Read => before.clone(),
             Self::Set(id) => Some(vec![id]),
-            Self::Append(id) | Self::Script(id) => {
+            Self::Append(id) | Self::Count(id) | Self::Script(id) => {
                 let mut value = before.clone().unwrap_or_default();
                 value.push(id);
                 Some(value)
@@ -81,6 +84,10 @@ struct Op {
     in_lane: bool,
     /// What was possible before it ran on the leader, if it did and nobody was told yet.
     before: Vec<Value>,
+    /// What the leader answered to a `Count`.
+    result: Value,
+    /// Its client gets an error that says nothing.
+    is_lost: bool,
     ticket: Ticket,
 }
 
@@ -93,6 +100,7 @@ pub struct World {
     phase: Phase,
     coverage: Coverage,
     in_doubt: bool,
+    acks: Ack,
     generation: u32,
     stores: HashMap<Side, BTreeMap<Bytes, Vec<u32>>>,
     links: HashMap<Side, VecDeque<Item>>,
@@ -107,6 +115,8 @@ pub struct World {
     /// A backfill: what is still to be walked, and what is in flight of it.
     walk: Option<Walk>,
     next: usize,
+    /// An answer that came too early.
+    early: Option<String>,
     story: Vec<String>,
 }
 
@@ -142,6 +152,7 @@ impl World {
             phase: Phase::DualStandalone,
             coverage: Coverage::StandaloneOnly,
             in_doubt: false,
+            acks: Ack::Leader,
             generation: 0,
             stores: HashMap::from([(Side::Standalone, standalone), (Side::Cluster, BTreeMap::new())]),
             links: HashMap::from([(Side::Standalone, VecDeque::new()), (Side::Cluster, VecDeque::new())]),
@@ -154,6 +165,7 @@ impl World {
             possible,
             walk: None,
             next: 0,
+            early: None,
             story: Vec::new(),
         }
     }
@@ -174,8 +186,10 @@ impl World {
     fn mode(&self) -> Mode {
         match self.coverage {
             Coverage::StandaloneOnly if self.phase == Phase::DualCluster => Mode::FirstTouch,
-            Coverage::Both => Mode::Mirror { synced: !self.in_doubt },
-            _ => Mode::Mirror { synced: false },
+            coverage => {
+                let synced = coverage == Coverage::Both && !self.in_doubt;
+                if self.acks == Ack::Both { Mode::Both { synced } } else { Mode::Mirror { synced } }
+            }
         }
     }
 
@@ -194,7 +208,12 @@ impl World {
             90..92 => self.lose(Side::Standalone)?,
             92..94 => self.lose(Side::Cluster)?,
             94 => self.follower_down = !self.follower_down,
-            95 => self.crash(),
+            95 if self.rng.bool() => self.crash(),
+            // A new table, which closes nothing as no route flips.
+            95 => {
+                self.acks = if self.acks == Ack::Leader { Ack::Both } else { Ack::Leader };
+                self.tell(format!("ack = {:?}", self.acks));
+            }
             96..98 => self.flip()?,
             _ => self.walk_on(),
         }
@@ -243,6 +262,9 @@ impl World {
 
     /// What must hold at every moment.
     fn check(&self) -> Result<(), String> {
+        if let Some(early) = &self.early {
+            return Err(early.clone());
+        }
         if self.lane.sizes().1 != self.diverged.len() {
             return Err(format!("the lane counts {} diverged keys, told of {}", self.lane.sizes().1, self.diverged.len()));
         }
@@ -266,7 +288,8 @@ impl World {
         let command = match self.rng.u32(..10) {
             0..2 => Command::Read,
             2..4 => Command::Set(id),
-            4..7 => Command::Append(id),
+            4..6 => Command::Append(id),
+            6 => Command::Count(id),
             7 => Command::Script(id),
             _ => Command::Delete,
         };
@@ -278,7 +301,7 @@ impl World {
         let op = self.next;
         self.next += 1;
         let ticket = self.gate.enter(ROUTE);
-        self.ops.insert(op, Op { key: key.clone(), command, is_walk, in_lane: false, before: Vec::new(), ticket });
+        self.ops.insert(op, Op { key: key.clone(), command, is_walk, in_lane: false, before: Vec::new(), result: None, is_lost: false, ticket });
         let mut orders = Vec::new();
         let mode = self.mode();
         let in_lane = self.lane.arrive(&key, op, work, mode, self.generation, &mut orders);
@@ -303,7 +326,10 @@ impl World {
                 }
                 Order::Fetch { key } => self.send(follower, Item::FetchDump { key }),
                 Order::Journal { key } => self.journaling.push_back(key),
-                Order::Reply { op } => self.end(op, true),
+                Order::Reply { op } => {
+                    self.check_reply(op);
+                    self.end(op, true);
+                }
                 Order::Unavailable { op } => self.end(op, false),
                 Order::Granted { .. } => {}
                 Order::Diverged { key } => drop(self.diverged.insert(key)),
@@ -312,6 +338,16 @@ impl World {
                     self.journal.remove(&key);
                 }
             }
+        }
+    }
+
+    /// Whoever waits for both stores hears when both have the write, or the journal says that the follower lacks it.
+    fn check_reply(&mut self, op: usize) {
+        let Some(entry) = self.ops.get(&op).filter(|entry| entry.in_lane && !entry.is_walk && !entry.is_lost) else { return };
+        let key = entry.key.clone();
+        let is_equal = self.stores[&Side::Standalone].get(&key) == self.stores[&Side::Cluster].get(&key);
+        if !is_equal && !self.journal.contains(&key) {
+            self.early = Some(format!("{op} on {key:?} was answered before both stores had it: {:?}", self.stores));
         }
     }
 
@@ -366,6 +402,7 @@ impl World {
                     // If nobody hears of it, what was possible before is so again.
                     let earlier = std::mem::replace(possible, vec![after.clone()]);
                     entry.before = if command.work() == Work::Overwrite { earlier } else { vec![before] };
+                    entry.result = after.clone();
                     self.put(side, &key, after);
                 } else {
                     *possible = vec![after];
@@ -374,7 +411,10 @@ impl World {
             }
             Item::Effect { op } => {
                 if let Some(entry) = self.ops.get(op).cloned() {
-                    let after = entry.command.apply(&self.stores[&side].get(&entry.key).cloned());
+                    let after = match entry.command {
+                        Command::Count(_) => entry.result.clone(),
+                        command => command.apply(&self.stores[&side].get(&entry.key).cloned()),
+                    };
                     self.put(side, &entry.key, after);
                 }
                 Ok(None)
@@ -411,6 +451,7 @@ impl World {
             Item::Lead { op, follow } => {
                 let Some(entry) = self.ops.get_mut(&op) else { return };
                 let (key, in_lane, is_read) = (entry.key.clone(), entry.in_lane, entry.command == Command::Read);
+                entry.is_lost = outcome == Outcome::Doubt;
                 if !in_lane {
                     // The client has its answer, or an error that says nothing.
                     entry.before.clear();
@@ -427,7 +468,7 @@ impl World {
             }
             Item::Effect { op } => {
                 let Some(entry) = self.ops.get(&op) else { return };
-                let (key, in_lane, whole) = (entry.key.clone(), entry.in_lane, entry.command.work() == Work::Overwrite);
+                let (key, in_lane, whole) = (entry.key.clone(), entry.in_lane, matches!(entry.command.work(), Work::Overwrite | Work::Resolve));
                 self.lane.followed(&key, op, outcome, whole, generation, &mut orders);
                 self.carry_out(orders);
                 if !in_lane {
@@ -590,7 +631,7 @@ impl World {
             let op = self.next;
             self.next += 1;
             let ticket = self.gate.enter(ROUTE);
-            self.ops.insert(op, Op { key: key.clone(), command: Command::Read, is_walk: true, in_lane: true, before: Vec::new(), ticket });
+            self.ops.insert(op, Op { key: key.clone(), command: Command::Read, is_walk: true, in_lane: true, before: Vec::new(), result: None, is_lost: false, ticket });
             let (mode, mut orders) = (self.mode(), Vec::new());
             self.lane.resync(&key, op, mode, self.generation, &mut orders);
             self.carry_out(orders);
