@@ -162,7 +162,7 @@ impl<D: Disk> Writer<D> {
         for Order { op, key, done } in orders {
             let size = (key.len() + FRAME_BYTES) as u64;
             match op {
-                ADD if self.open.insert(key.clone()) => self.live += size,
+                ADD if self.open.insert(Bytes::copy_from_slice(&key)) => self.live += size,
                 REMOVE if self.open.remove(&key) => self.live -= size,
                 _ => {}
             }

@@ -11,11 +11,11 @@
 //! `ack = "both"` goes the same way without the fetching, so that what anybody has seen of a key is on both stores or in
 //! the journal.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
+use crate::dual::presence::Presence;
 use crate::routing::{Ack, Coverage, DualState, Phase, Plan};
 
 /// How the stores of a route stand to each other when an operation arrives.
@@ -281,7 +281,7 @@ impl<O: Clone + PartialEq> Lane<O> {
         orders.push(Order::Lead { op, follow });
         if !follow && matches!(work, Work::Update | Work::Opaque) {
             let copying = Stage::Copying { dirty: false, strict: false };
-            self.entries.insert(key.clone(), Entry::new(copying, Mode::Mirror { synced }));
+            self.entries.insert(owned(key), Entry::new(copying, Mode::Mirror { synced }));
             orders.push(Order::Dump { key: key.clone() });
         }
         false
@@ -294,7 +294,7 @@ impl<O: Clone + PartialEq> Lane<O> {
         // Where the leader has every key there is nothing to bring over.
         let is_settled = mode != Mode::FirstTouch || is_led || self.present.has(generation, key);
         if !is_settled && work != Work::Overwrite {
-            let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Fetching, mode));
+            let entry = self.entries.entry(owned(key)).or_insert_with(|| Entry::new(Stage::Fetching, mode));
             entry.stage = Stage::Fetching;
             entry.queue.push_front((op, work));
             orders.push(Order::Fetch { key: key.clone() });
@@ -320,13 +320,13 @@ impl<O: Clone + PartialEq> Lane<O> {
                 Stage::Running { op, work, is_settled }
             }
         };
-        self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle, mode)).stage = stage;
+        self.entries.entry(owned(key)).or_insert_with(|| Entry::new(Stage::Idle, mode)).stage = stage;
     }
 
     /// Asks for a copy leader to follower; `op` gets `Reply` when the stores were equal once after this call, or
     /// `Unavailable` if the copy failed (the key is then diverged, or was never fetched).
     pub fn resync(&mut self, key: &Bytes, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
-        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle, mode));
+        let entry = self.entries.entry(owned(key)).or_insert_with(|| Entry::new(Stage::Idle, mode));
         entry.mode = mode;
         entry.waiters.push(op);
         match &mut entry.stage {
@@ -579,7 +579,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     fn diverge(&mut self, key: &Bytes, orders: &mut Vec<Order<O>>) {
         // Whoever comes to an idle key says which mode it is in.
         let unknown = Mode::Mirror { synced: false };
-        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry::new(Stage::Idle, unknown));
+        let entry = self.entries.entry(owned(key)).or_insert_with(|| Entry::new(Stage::Idle, unknown));
         if !entry.diverged {
             entry.diverged = true;
             self.diverged_count += 1;
@@ -638,35 +638,9 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 }
 
-/// A bounded set of keys known to be whole on both stores. Kept as 128-bit keyed hashes: 16 bytes a key, and a
-/// collision, which would trust a key wrongly, is out of reach by chance (2^-64 at 2^32 keys) and by intent (random seeds).
-/// When full it is emptied: forgetting is always safe and costs one more copy a key.
-#[derive(Debug)]
-struct Presence {
-    keys: HashSet<(u64, u64)>,
-    seeds: (RandomState, RandomState),
-    keys_max: usize,
-}
-
-impl Presence {
-    fn new(keys_max: usize) -> Self {
-        Self { keys: HashSet::new(), seeds: (RandomState::new(), RandomState::new()), keys_max }
-    }
-
-    fn hash(&self, generation: u32, key: &[u8]) -> (u64, u64) {
-        (self.seeds.0.hash_one((generation, key)), self.seeds.1.hash_one((generation, key)))
-    }
-
-    fn has(&self, generation: u32, key: &[u8]) -> bool {
-        !self.keys.is_empty() && self.keys.contains(&self.hash(generation, key))
-    }
-
-    fn add(&mut self, generation: u32, key: &[u8]) {
-        if self.keys.len() >= self.keys_max {
-            self.keys.clear();
-        }
-        self.keys.insert(self.hash(generation, key));
-    }
+/// A copy that keeps nothing else alive: a key is a part of its request, which may be large and came in one piece with others.
+fn owned(key: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(key)
 }
 
 #[cfg(test)]

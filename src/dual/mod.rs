@@ -11,6 +11,7 @@ pub mod journal;
 pub mod lane;
 mod message;
 mod operation;
+mod presence;
 mod probe;
 pub mod state;
 pub mod traffic;

@@ -72,7 +72,7 @@ impl Inner {
         to: ReplyTo,
         ticket: Ticket,
     ) {
-        let key = Bytes::copy_from_slice(request.arg(first));
+        let key = request.arg_bytes(first);
         let owner = self.peers.lane_of(&key);
         if owner == self.worker {
             self.sessions.leave(ticket);
@@ -177,11 +177,10 @@ impl Inner {
             });
             if !entry.holds_reply {
                 let to = std::mem::replace(&mut entry.to, LaneReply::Nobody);
-                let answer = match &outcome {
-                    Ok(reply) => Ok(Bytes::copy_from_slice(reply.bytes())),
+                entry.led = Some(match &outcome {
+                    Ok(reply) => Ok(kept(reply.bytes(), entry.follow)),
                     Err(error) => Err(error.clone()),
-                };
-                entry.led = Some(answer);
+                });
                 drop(ops);
                 self.answer(to, outcome.map_err(|error| refusal_of(&error)));
             } else {
@@ -409,5 +408,16 @@ impl Inner {
         let mut orders = Vec::new();
         self.lane.borrow_mut().release(&key, outcome, generation, &mut orders);
         self.carry_out(orders);
+    }
+}
+
+/// What the lane needs of a reply that the client has: all of it where the effect is computed from it, else whether it is an
+/// error.
+fn kept(reply: &[u8], follow: bool) -> Bytes {
+    match follow {
+        _ if reply == b"+OK\r\n" => Bytes::from_static(b"+OK\r\n"),
+        true => Bytes::copy_from_slice(reply),
+        false if reply::is_error(reply) => Bytes::from_static(b"-"),
+        false => Bytes::from_static(b"+"),
     }
 }

@@ -1,0 +1,77 @@
+//! Keys known to be whole on both stores. Pure, and bounded.
+//!
+//! Kept as 128-bit keyed hashes: 16 bytes a key, and a collision, which would trust a key wrongly, is out of reach by chance
+//! (2^-64 at 2^32 keys) and by intent (random seeds). When full it is emptied: forgetting is always safe and costs one more
+//! copy a key.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Presence {
+    keys: HashSet<(u64, u64), BuildHasherDefault<First>>,
+    seeds: (RandomState, RandomState),
+    keys_max: usize,
+}
+
+impl Presence {
+    /// A set of up to `keys_max` keys, empty.
+    pub fn new(keys_max: usize) -> Self {
+        Self { keys: HashSet::default(), seeds: (RandomState::new(), RandomState::new()), keys_max }
+    }
+
+    fn hash(&self, generation: u32, key: &[u8]) -> (u64, u64) {
+        (self.seeds.0.hash_one((generation, key)), self.seeds.1.hash_one((generation, key)))
+    }
+
+    /// Whether the key was added under this generation of its route, and not forgotten since.
+    pub fn has(&self, generation: u32, key: &[u8]) -> bool {
+        !self.keys.is_empty() && self.keys.contains(&self.hash(generation, key))
+    }
+
+    /// Adds a key; a full set is emptied first.
+    pub fn add(&mut self, generation: u32, key: &[u8]) {
+        if self.keys.len() >= self.keys_max {
+            self.keys.clear();
+        }
+        self.keys.insert(self.hash(generation, key));
+    }
+}
+
+/// The first half of what is hashed, which is a keyed hash already.
+#[derive(Default)]
+struct First(Option<u64>);
+
+impl Hasher for First {
+    fn write_u64(&mut self, half: u64) {
+        self.0.get_or_insert(half);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        // Not called for pairs of u64; whatever comes must still have a part in the hash.
+        for byte in bytes {
+            self.0 = Some(self.0.unwrap_or(0).rotate_left(8) ^ u64::from(*byte));
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_present_under_its_generation_until_the_set_is_full() {
+        let mut presence = Presence::new(3);
+        presence.add(1, b"a");
+        assert!(presence.has(1, b"a") && !presence.has(2, b"a") && !presence.has(1, b"b"));
+        for key in [b"b", b"c", b"d"] {
+            presence.add(1, key);
+        }
+        assert!(presence.has(1, b"d") && !presence.has(1, b"a"), "forgotten, which is safe");
+    }
+}
