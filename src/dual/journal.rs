@@ -5,7 +5,7 @@
 //! Anything else that does not read is damage: the file is kept aside, what stands before the damage counts, and the caller
 //! takes every dual route for doubtful. The file never holds a part of a record in front of others: after a failed write it
 //! is cut back to its last whole record before anything is tried again. It is rewritten with the open keys alone when it has
-//! grown past [`COMPACT_BYTES`] and twice what is open.
+//! grown past `COMPACT_BYTES` and twice what is open.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};

@@ -1,6 +1,6 @@
 //! Which providers, prefixes and other keys the application asks for, and how often.
 //!
-//! Exact counts of each route would cost a look-up a request. So a worker takes samples: the first [`LEVEL`] requests of
+//! Exact counts of each route would cost a look-up a request. So a worker takes samples: the first `LEVEL` requests of
 //! each quarter of a second are all noted, then every second one, every fourth, and so on, each standing for as many as were
 //! passed over. Little traffic is counted exactly, much traffic well enough, and a request costs a decrement and a branch: a
 //! quarter of a second of 50,000 requests takes some 2,000 samples, each a look-up in a map. The gate's cells would cost

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::resp::reply::{self, Protocol};
 use crate::resp::scan::ReplyScanner;
-use crate::store::private_link::{Greeting, greet, run_id};
+use crate::store::private_link::{Greeting, end, greet, run_id};
 use crate::store::{LinkError, Login, Loss, Reply, Timeouts};
 
 /// Requests and replies of this size and more are passed on without a copy; a copy of less costs under 1 µs.
@@ -348,13 +348,18 @@ impl<P: Pending> Link<P> {
         let stream = TcpStream::connect(&*self.endpoint.address).await.map_err(|error| error.to_string())?;
         let _ = stream.set_nodelay(true);
         let mut stream = stream;
-        let predecessor = self.greeting.borrow().id;
-        *self.greeting.borrow_mut() = greet(&mut stream, &self.endpoint, Protocol::Resp2, predecessor).await?;
+        let greeting = greet(&mut stream, &self.endpoint, Protocol::Resp2).await?;
         let run_id = run_id(&mut stream).await?;
         let before = self.run_id.replace(run_id.clone());
-        if !before.is_empty() && before != run_id {
-            tracing::warn!(node = %self.endpoint.address, "the node was restarted; what it had acknowledged last may be lost");
-            self.loss.tell();
+        let predecessor = self.greeting.replace(greeting).id;
+        match before.is_empty() {
+            true => {}
+            // Another process would have given that number to somebody else.
+            false if before == run_id => end(&mut stream, predecessor).await?,
+            false => {
+                tracing::warn!(node = %self.endpoint.address, "the node was restarted; what it had acknowledged last may be lost");
+                self.loss.tell();
+            }
         }
         self.protocol.set(Protocol::Resp2);
         Ok(stream)

@@ -25,7 +25,7 @@ impl PrivateLink {
         let open = async {
             let mut stream = TcpStream::connect(&*endpoint.address).await.map_err(|error| error.to_string())?;
             let _ = stream.set_nodelay(true);
-            let id = greet(&mut stream, endpoint, protocol, 0).await?.id;
+            let id = greet(&mut stream, endpoint, protocol).await?.id;
             Ok::<_, String>(Self { stream, buffer: BytesMut::new(), scanner: ReplyScanner::default(), id })
         };
         match tokio::time::timeout(endpoint.timeouts.connect, open).await {
@@ -94,12 +94,11 @@ impl Greeting {
     }
 }
 
-/// Greets a node: AUTH, HELLO, SELECT, the end of a predecessor. The text of an error holds no secret.
+/// Greets a node: AUTH, HELLO, SELECT. The text of an error holds no secret.
 pub(super) async fn greet(
     stream: &mut TcpStream,
     endpoint: &Endpoint,
     protocol: Protocol,
-    predecessor: i64,
 ) -> Result<Greeting, String> {
     let mut out = BytesMut::new();
     let mut expected: Vec<&str> = Vec::new();
@@ -116,17 +115,12 @@ pub(super) async fn greet(
         write::command(&mut out, &[b"SELECT", endpoint.db.to_string().as_bytes()]);
         expected.push("SELECT");
     }
-    if predecessor > 0 {
-        write::command(&mut out, &[b"CLIENT", b"KILL", b"ID", predecessor.to_string().as_bytes()]);
-        expected.push("CLIENT KILL");
-    }
     stream.write_all(&out).await.map_err(|error| error.to_string())?;
     let mut buffer = BytesMut::new();
     let mut greeting = None;
     for command in expected {
         let frame = next_frame(stream, &mut buffer).await?;
-        // A predecessor that is gone already is what was wanted.
-        if reply::is_error(&frame) && command != "CLIENT KILL" {
+        if reply::is_error(&frame) {
             return Err(format!("{command}: {}", String::from_utf8_lossy(reply::error_text(&frame))));
         }
         if command == "HELLO" {
@@ -146,6 +140,15 @@ pub(super) async fn run_id(stream: &mut TcpStream) -> Result<String, String> {
     let found = text.lines().find_map(|line| line.strip_prefix("run_id:"));
     // A login that may not ask for it is served without: then a restart is not noticed.
     Ok(found.unwrap_or_default().trim().to_string())
+}
+
+/// Ends another connection of ours to the same server process, so that nothing of it runs any more. One that is gone already
+/// is what was wanted.
+pub(super) async fn end(stream: &mut TcpStream, id: i64) -> Result<(), String> {
+    let mut ask = BytesMut::new();
+    write::command(&mut ask, &[b"CLIENT", b"KILL", b"ID", id.to_string().as_bytes()]);
+    stream.write_all(&ask).await.map_err(|error| error.to_string())?;
+    next_frame(stream, &mut BytesMut::new()).await.map(drop)
 }
 
 async fn next_frame(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<BytesMut, String> {
