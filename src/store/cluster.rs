@@ -3,6 +3,8 @@
 //! A reply that says "elsewhere" or "not now" puts its destination (a slot, a database) on *hold*: requests that come later
 //! queue behind, those that were sent before and come back are gathered in the order of their replies, and when nothing
 //! sent before the hold is unanswered all go out again, first what came back. So the order of a key survives a redirect.
+//! Where a destination takes nothing (LOADING, CLUSTERDOWN, no connection), one request goes alone, again and again, and the
+//! rest follows when it has been answered: a store that is down costs a try now and then, however much waits for it.
 //! A layout that changes without a redirect of ours (another worker's MOVED, a refresh) puts up a *barrier*: requests for
 //! the slots that changed hands wait until the former owner has answered what it was asked.
 //! Only what surely did not run is sent again.
@@ -42,6 +44,8 @@ pub struct Item<W: Waiter> {
     pub(super) ask: Option<Arc<str>>,
     pub(super) sent_to: Option<Rc<Link<Item<W>>>>,
     deadline: Option<Instant>,
+    /// Sent alone, to find out whether its destination takes requests again.
+    is_probe: bool,
     waiter: W,
 }
 
@@ -54,36 +58,69 @@ impl<W: Waiter> Item<W> {
         protocol: Option<Protocol>,
         waiter: W,
     ) -> Self {
-        Self { stores, to, request, replies, protocol, ask: None, sent_to: None, deadline: None, waiter }
+        Self { stores, to, request, replies, protocol, ask: None, sent_to: None, deadline: None, is_probe: false, waiter }
     }
 
     /// The end of it, with an error.
     pub(super) fn give_up(self, error: LinkError) {
+        self.stores.end_probe(self.to, self.is_probe, Probe::Failed);
         self.waiter.complete(Err(error));
     }
 
     /// Not now: waits in a hold and is tried again, until the store's patience ends.
     pub(super) fn try_later(self, error: LinkError, link: Option<Rc<Link<Item<W>>>>) {
-        self.come_back(error, link, RETRY);
+        self.come_back(error, link, Why::NotNow);
     }
 
-    fn come_back(mut self, error: LinkError, link: Option<Rc<Link<Item<W>>>>, delay: Duration) {
+    fn come_back(mut self, error: LinkError, link: Option<Rc<Link<Item<W>>>>, why: Why) {
         if self.to == Destination::Node {
             return self.give_up(error);
         }
         let now = self.stores.now();
-        let deadline = *self.deadline.get_or_insert(now + self.stores.patience(self.to));
-        if now >= deadline {
+        if self.is_late(now) {
             return self.give_up(error);
         }
+        let is_probe = std::mem::take(&mut self.is_probe);
         self.sent_to = None;
         let (stores, to) = (self.stores.clone(), self.to);
         let mut holds = stores.holds.borrow_mut();
         let hold = holds.entry(to).or_insert_with(|| Hold::new(link));
-        hold.not_before = hold.not_before.max(Some(now + delay));
+        if why == Why::NotNow {
+            hold.probes = Some(false);
+            hold.not_before = hold.not_before.max(Some(now + RETRY));
+        }
         hold.bytes += self.request.len();
-        hold.returned.push_back(self);
+        // A probe was the first, and stays it.
+        if is_probe { hold.returned.push_front(self) } else { hold.returned.push_back(self) }
     }
+
+    /// Whether it has waited as long as its store's patience lasts. The first time it is asked the wait begins.
+    fn is_late(&mut self, now: Instant) -> bool {
+        let deadline = *self.deadline.get_or_insert(now + self.stores.patience(self.to));
+        now >= deadline
+    }
+
+    /// Where it is sent alone, the answer tells something of its destination.
+    pub(super) fn as_probe(mut self) -> Self {
+        self.is_probe = true;
+        self
+    }
+}
+
+/// Why a request came back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It belongs elsewhere, and may go there at once.
+    Elsewhere,
+    /// Its destination takes nothing now.
+    NotNow,
+}
+
+/// What a probe found out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    Passed,
+    Failed,
 }
 
 impl<W: Waiter> Pending for Item<W> {
@@ -91,9 +128,10 @@ impl<W: Waiter> Pending for Item<W> {
         let frame = answer.bytes();
         let held = self.stores.is_holding();
         if !frame.starts_with(b"-") || self.to == Destination::Node {
-            let (stores, to) = (held.then(|| self.stores.clone()), self.to);
+            let (stores, to, is_probe) = (held.then(|| self.stores.clone()), self.to, self.is_probe);
             self.waiter.complete(Ok(answer));
             if let Some(stores) = stores {
+                stores.end_probe(to, is_probe, Probe::Passed);
                 stores.release(to);
                 stores.lift_barriers();
             }
@@ -102,11 +140,14 @@ impl<W: Waiter> Pending for Item<W> {
         let (stores, to) = (self.stores.clone(), self.to);
         let link = self.sent_to.take();
         match judge(frame, to) {
-            Verdict::Answer => self.waiter.complete(Ok(answer)),
+            Verdict::Answer => {
+                stores.end_probe(to, self.is_probe, Probe::Passed);
+                self.waiter.complete(Ok(answer));
+            }
             Verdict::Later => {
                 stores.refresh();
                 self.ask = None;
-                self.come_back(LinkError::Redirects, link, RETRY);
+                self.come_back(LinkError::Redirects, link, Why::NotNow);
             }
             Verdict::Elsewhere(kind, slot, address) => {
                 let address = match (address.strip_prefix(':'), &link) {
@@ -120,7 +161,7 @@ impl<W: Waiter> Pending for Item<W> {
                     }
                     RedirectKind::Ask => self.ask = Some(address.into()),
                 }
-                self.come_back(LinkError::Redirects, link, Duration::ZERO);
+                self.come_back(LinkError::Redirects, link, Why::Elsewhere);
             }
         }
         stores.release(to);
@@ -166,6 +207,9 @@ pub struct Hold<W: Waiter> {
     later: VecDeque<Item<W>>,
     bytes: usize,
     not_before: Option<Instant>,
+    /// Set where the destination took nothing: then one request goes alone, and the rest when it has been answered. True
+    /// while it is on its way.
+    probes: Option<bool>,
     /// The link that had the requests, and how many it had been given when the hold began.
     behind: Option<(Rc<Link<Item<W>>>, u64)>,
 }
@@ -176,11 +220,13 @@ impl<W: Waiter> Hold<W> {
             let sent = link.progress().0;
             (link, sent)
         });
-        Self { returned: VecDeque::new(), later: VecDeque::new(), bytes: 0, not_before: None, behind }
+        Self { returned: VecDeque::new(), later: VecDeque::new(), bytes: 0, not_before: None, probes: None, behind }
     }
 
     /// A request that arrives during the hold.
-    pub(super) fn later(&mut self, item: Item<W>) {
+    pub(super) fn later(&mut self, mut item: Item<W>, now: Instant) {
+        // Its wait begins here.
+        item.is_late(now);
         self.bytes += item.request.len();
         self.later.push_back(item);
     }
@@ -192,6 +238,49 @@ impl<W: Waiter> Hold<W> {
     pub(super) fn is_ready(&self, now: Instant) -> bool {
         let drained = self.behind.as_ref().is_none_or(|(link, sent)| link.progress().1 >= *sent);
         drained && self.not_before.is_none_or(|time| now >= time)
+    }
+
+    /// Whether one request is to go alone. `None`: it is on its way.
+    pub(super) fn probes(&self) -> Option<bool> {
+        match self.probes {
+            None => Some(false),
+            Some(false) => Some(true),
+            Some(true) => None,
+        }
+    }
+
+    /// Takes the request that goes alone.
+    pub(super) fn take_probe(&mut self) -> Option<Item<W>> {
+        let item = self.returned.pop_front().or_else(|| self.later.pop_front())?;
+        self.bytes -= item.request.len();
+        self.probes = Some(true);
+        Some(item.as_probe())
+    }
+
+    /// The request that went alone is over.
+    pub(super) fn end_probe(&mut self, probe: Probe) {
+        self.probes = match probe {
+            Probe::Passed => None,
+            Probe::Failed => Some(false),
+        };
+    }
+
+    /// Takes those that have waited too long.
+    pub(super) fn take_late(&mut self, now: Instant) -> Vec<Item<W>> {
+        let mut late = Vec::new();
+        for queue in [&mut self.returned, &mut self.later] {
+            // They came in order, so the first are the oldest.
+            while queue.front_mut().is_some_and(|item| item.is_late(now)) {
+                late.extend(queue.pop_front());
+            }
+        }
+        self.bytes -= late.iter().map(|item| item.request.len()).sum::<usize>();
+        late
+    }
+
+    /// Whether nothing waits, and nothing is on its way that could come back to the front.
+    pub(super) fn is_over(&self) -> bool {
+        self.returned.is_empty() && self.later.is_empty() && self.probes != Some(true)
     }
 
     pub(super) fn into_items(self) -> impl Iterator<Item = Item<W>> {

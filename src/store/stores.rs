@@ -11,9 +11,15 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use crate::resp::reply::Protocol;
-use crate::store::cluster::{Barrier, Destination, Hold, Item};
+use crate::store::cluster::{Barrier, Destination, Hold, Item, Probe};
 use crate::store::link::{Dirty, Endpoint, Link};
 use crate::store::{LinkError, Loss, SlotMap, Waiter};
+
+/// Requests that go alone at a tick, to find out which destinations take requests again: a cluster that is down has up to
+/// 16,384 of them, a slot each.
+const PROBES_MAX: usize = 128;
+/// How long after one of them has passed all others may be tried at once.
+const COMING_BACK: Duration = Duration::from_secs(1);
 
 /// What the stores of a worker are made of.
 #[derive(Clone)]
@@ -62,6 +68,8 @@ pub(super) struct Inner<W: Waiter> {
     pub(super) holds: RefCell<HashMap<Destination, Hold<W>>>,
     /// Slots whose owner changed while the former one owes answers.
     barriers: RefCell<Vec<Barrier<W>>>,
+    /// When a request that was sent alone was answered last.
+    passed: Cell<Option<Instant>>,
     dirty: Rc<Dirty<Link<Item<W>>>>,
     now: Rc<Cell<Instant>>,
 }
@@ -80,6 +88,7 @@ impl<W: Waiter> Stores<W> {
             primaries: RefCell::new(Primaries { map: Arc::new(SlotMap::default()), links: Vec::new() }),
             holds: RefCell::new(HashMap::new()),
             barriers: RefCell::new(Vec::new()),
+            passed: Cell::new(None),
             dirty,
             now,
         }))
@@ -170,8 +179,19 @@ impl<W: Waiter> Stores<W> {
         for link in links {
             link.tick(now);
         }
-        let held: Vec<Destination> = inner.holds.borrow().keys().copied().collect();
+        let mut held: Vec<Destination> = inner.holds.borrow().keys().copied().collect();
+        // Each gets its turn, whichever are many.
+        fastrand::shuffle(&mut held);
+        let is_coming_back = inner.passed.get().is_some_and(|passed| now.duration_since(passed) < COMING_BACK);
+        let mut probes_left = if is_coming_back { usize::MAX } else { PROBES_MAX };
         for destination in held {
+            inner.expire(destination);
+            if inner.is_to_probe(destination) {
+                if probes_left == 0 {
+                    continue;
+                }
+                probes_left -= 1;
+            }
             inner.release(destination);
         }
         inner.lift_barriers();
@@ -301,7 +321,7 @@ impl<W: Waiter> Inner<W> {
             item.give_up(LinkError::Overflow);
             return None;
         }
-        hold.later(item);
+        hold.later(item, self.now.get());
         None
     }
 
@@ -350,18 +370,61 @@ impl<W: Waiter> Inner<W> {
         Link::start(endpoint, self.dirty.clone(), self.now.clone(), self.config.queue_bytes_max, self.config.loss.clone())
     }
 
-    /// Ends a hold when its time has come and everything sent before it is answered: what came back goes first, in order.
-    pub(super) fn release(self: &Rc<Self>, to: Destination) {
-        let ready = self.holds.borrow().get(&to).is_some_and(|hold| hold.is_ready(self.now.get()));
-        if !ready {
+    /// Gives up what has waited too long in a hold.
+    fn expire(&self, to: Destination) {
+        let late = {
+            let mut holds = self.holds.borrow_mut();
+            let Some(hold) = holds.get_mut(&to) else { return };
+            let late = hold.take_late(self.now.get());
+            if hold.is_over() {
+                holds.remove(&to);
+            }
+            late
+        };
+        for item in late {
+            item.give_up(LinkError::Down("it took no requests for as long as its patience lasts".into()));
+        }
+    }
+
+    /// Whether the next thing to do for a hold is to send a request alone.
+    fn is_to_probe(&self, to: Destination) -> bool {
+        self.holds.borrow().get(&to).is_some_and(|hold| hold.is_ready(self.now.get()) && hold.probes() == Some(true))
+    }
+
+    /// A request that went alone is over.
+    pub(super) fn end_probe(&self, to: Destination, is_probe: bool, probe: Probe) {
+        if !is_probe {
             return;
         }
-        let Some(hold) = self.holds.borrow_mut().remove(&to) else { return };
-        for item in hold.into_items() {
+        if probe == Probe::Passed {
+            self.passed.set(Some(self.now.get()));
+        }
+        if let Some(hold) = self.holds.borrow_mut().get_mut(&to) {
+            hold.end_probe(probe);
+        }
+    }
+
+    /// Ends a hold when its time has come and everything sent before it is answered: what came back goes first, in order.
+    /// Where the destination took nothing, one request goes first, and the hold ends when it has passed.
+    pub(super) fn release(self: &Rc<Self>, to: Destination) {
+        let hold = {
+            let mut holds = self.holds.borrow_mut();
+            let Some(hold) = holds.get_mut(&to).filter(|hold| hold.is_ready(self.now.get())) else { return };
+            match hold.probes() {
+                None => return,
+                Some(true) => {
+                    let probe = hold.take_probe();
+                    drop(holds);
+                    return probe.into_iter().for_each(|item| self.send(item));
+                }
+                Some(false) => holds.remove(&to),
+            }
+        };
+        for item in hold.into_iter().flat_map(Hold::into_items) {
             // An earlier one of these may have found the destination still closed: then the rest stays behind it.
             let mut holds = self.holds.borrow_mut();
             if let Some(hold) = holds.get_mut(&to) {
-                hold.later(item);
+                hold.later(item, self.now.get());
                 continue;
             }
             drop(holds);

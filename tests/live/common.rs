@@ -63,7 +63,7 @@ impl Redis {
     }
 
     fn spawn(port: u16, directory: &TempDir, arguments: &Vec<String>) -> (Child, u32) {
-        let script = "redis-server \"$@\" >/dev/null & echo $!; read _; kill -CONT $!; kill -9 $!";
+        let script = "redis-server \"$@\" >/dev/null & echo $!; read _; kill -CONT $! 2>/dev/null; kill -9 $! 2>/dev/null";
         let mut shell = Command::new("sh")
             .args(["-c", script, "sh", "--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
             .args(["--appendonly", "yes", "--appendfsync", "no", "--logfile", "redis.log", "--dir"])
