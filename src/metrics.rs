@@ -17,6 +17,7 @@ pub struct Totals {
     pub in_flight: AtomicU64,
     pub exceptional_keys: AtomicU64,
     pub diverged_keys: AtomicU64,
+    pub held_bytes: AtomicU64,
     pub journal_keys: AtomicU64,
     pub journal_bytes: AtomicU64,
     /// 1 or 0.
@@ -100,6 +101,7 @@ pub fn totals(page: &mut Page, totals: &Totals) {
     page.add("lane_operations_total", Counter, "Commands and copies that went through a lane.", get(&totals.lane_operations));
     page.add("in_flight", Gauge, "Requests and copies that are not answered yet.", get(&totals.in_flight));
     page.add("exceptional_keys", Gauge, "Keys of which a lane has to remember something: a copy in flight, a divergence.", get(&totals.exceptional_keys));
+    page.add("held_bytes", Gauge, "Memory of requests that wait for a slot or a store that takes none; bound by queue_bytes a worker.", get(&totals.held_bytes));
     page.add("diverged_keys", Gauge, "Keys known or feared to differ between the stores.", get(&totals.diverged_keys));
     page.add("journal_keys", Gauge, "Diverged keys that the journal on disk names.", get(&totals.journal_keys));
     page.add("journal_bytes", Gauge, "Size of the journal's file.", get(&totals.journal_bytes));

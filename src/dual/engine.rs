@@ -19,7 +19,7 @@ use crate::dual::channels::{Channels, Subscribing, answer_after_turn};
 use crate::dual::effect::Question;
 use crate::dual::gate::{Gate, Ticket};
 use crate::dual::journal::Journal;
-use crate::dual::lane::{Lane, Work};
+use crate::dual::lane::{Lane, Mode, Work};
 use crate::dual::message::{Message, Peers, RemoteOp, Stage};
 use crate::dual::operation::{LaneOp, LaneReply};
 use crate::dual::probe::{Probes, Timing};
@@ -34,7 +34,7 @@ use crate::store::{LinkError, Reply, Stores, Waiter};
 /// Keys that one lane remembers as whole on both stores: 16 bytes each, so 16 MiB a worker and an unsynced route.
 const PRESENT_KEYS_MAX: usize = 1 << 20;
 /// Diverged keys that one lane remembers one by one; above it the whole route is in doubt.
-const DIVERGED_KEYS_MAX: usize = 100_000;
+const DIVERGED_KEYS_MAX: usize = 50_000;
 /// Tables that are remembered for scans which began under them.
 const TABLES_MAX: usize = 8;
 
@@ -366,6 +366,7 @@ impl Engine {
             lane_operations: self.0.lanes.entered(),
             exceptional_keys: exceptional_keys as u64,
             diverged_keys: diverged_keys as u64,
+            held_bytes: self.0.stores.held_bytes(),
         }
     }
 }
@@ -382,6 +383,8 @@ pub struct Load {
     /// Keys of which the lane has to remember something.
     pub exceptional_keys: u64,
     pub diverged_keys: u64,
+    /// [`Stores::held_bytes`].
+    pub held_bytes: u64,
 }
 
 impl Inner {
@@ -541,8 +544,27 @@ impl Inner {
         let Some(dual) = Plan::of(&self.table.borrow(), key).dual else { return };
         dual.add_divergence(by);
         if by > 0 && self.lane.borrow().sizes().1 > DIVERGED_KEYS_MAX {
-            dual.set_in_doubt(true);
-            tracing::error!("more diverged keys than are remembered one by one; the whole route is in doubt until a backfill has gone through it");
+            self.give_up_counting();
+        }
+    }
+
+    /// Too many keys have diverged to remember them one by one: their routes are in doubt as a whole, and walked when both
+    /// stores answer. What is in the journal stays: of that clients were told.
+    fn give_up_counting(&self) {
+        // First the doubt, so that no flip finds neither it nor the keys.
+        self.stores.doubt();
+        let table = self.table.borrow();
+        let forgotten = self.lane.borrow_mut().forget(|key| {
+            let plan = Plan::of(&table, key);
+            let Some(dual) = plan.dual.as_ref().filter(|_| matches!(Mode::of(&plan), Mode::Mirror { .. })) else { return false };
+            if !dual.is_in_doubt() {
+                dual.set_in_doubt(true);
+            }
+            dual.add_divergence(-1);
+            true
+        });
+        if forgotten > 0 {
+            tracing::error!(keys = forgotten, "more diverged keys than are remembered one by one; their routes are in doubt as a whole until a backfill has gone through them, which begins by itself");
         }
     }
 }

@@ -133,6 +133,7 @@ async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, number
         publish(&totals.lane_operations, last.lane_operations, now.lane_operations);
         publish(&totals.exceptional_keys, last.exceptional_keys, now.exceptional_keys);
         publish(&totals.diverged_keys, last.diverged_keys, now.diverged_keys);
+        publish(&totals.held_bytes, last.held_bytes, now.held_bytes);
         last = now;
         refused::publish(&totals.refused);
         if number == 0 {

@@ -9,6 +9,7 @@
 //! the slots that changed hands wait until the former owner has answered what it was asked.
 //! Only what surely did not run is sent again.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -84,12 +85,12 @@ impl<W: Waiter> Item<W> {
         self.sent_to = None;
         let (stores, to) = (self.stores.clone(), self.to);
         let mut holds = stores.holds.borrow_mut();
-        let hold = holds.entry(to).or_insert_with(|| Hold::new(link));
+        let hold = holds.entry(to).or_insert_with(|| Hold::new(link, stores.held.clone()));
         if why == Why::NotNow {
             hold.probes = Some(false);
             hold.not_before = hold.not_before.max(Some(now + RETRY));
         }
-        hold.bytes += self.request.len();
+        hold.held.add(&self);
         // A probe was the first, and stays it.
         if is_probe { hold.returned.push_front(self) } else { hold.returned.push_back(self) }
     }
@@ -201,11 +202,33 @@ fn judge(frame: &[u8], to: Destination) -> Verdict {
     }
 }
 
+/// Memory of one request that waits beside its bytes: itself, and what its waiter remembers.
+const ITEM_BYTES: usize = 512;
+
+/// How much waits in all holds and barriers of a worker.
+#[derive(Clone, Debug, Default)]
+pub struct Held(Rc<Cell<usize>>);
+
+impl Held {
+    /// Bytes.
+    pub fn bytes(&self) -> usize {
+        self.0.get()
+    }
+
+    fn add<W: Waiter>(&self, item: &Item<W>) {
+        self.0.set(self.0.get() + item.request.len() + ITEM_BYTES);
+    }
+
+    fn remove<W: Waiter>(&self, item: &Item<W>) {
+        self.0.set(self.0.get() - item.request.len() - ITEM_BYTES);
+    }
+}
+
 /// See the module.
 pub struct Hold<W: Waiter> {
     returned: VecDeque<Item<W>>,
     later: VecDeque<Item<W>>,
-    bytes: usize,
+    held: Held,
     not_before: Option<Instant>,
     /// Set where the destination took nothing: then one request goes alone, and the rest when it has been answered. True
     /// while it is on its way.
@@ -215,24 +238,20 @@ pub struct Hold<W: Waiter> {
 }
 
 impl<W: Waiter> Hold<W> {
-    fn new(link: Option<Rc<Link<Item<W>>>>) -> Self {
+    fn new(link: Option<Rc<Link<Item<W>>>>, held: Held) -> Self {
         let behind = link.map(|link| {
             let sent = link.progress().0;
             (link, sent)
         });
-        Self { returned: VecDeque::new(), later: VecDeque::new(), bytes: 0, not_before: None, probes: None, behind }
+        Self { returned: VecDeque::new(), later: VecDeque::new(), held, not_before: None, probes: None, behind }
     }
 
     /// A request that arrives during the hold.
     pub(super) fn later(&mut self, mut item: Item<W>, now: Instant) {
         // Its wait begins here.
         item.is_late(now);
-        self.bytes += item.request.len();
+        self.held.add(&item);
         self.later.push_back(item);
-    }
-
-    pub(super) fn queue_bytes(&self) -> usize {
-        self.bytes
     }
 
     pub(super) fn is_ready(&self, now: Instant) -> bool {
@@ -252,7 +271,7 @@ impl<W: Waiter> Hold<W> {
     /// Takes the request that goes alone.
     pub(super) fn take_probe(&mut self) -> Option<Item<W>> {
         let item = self.returned.pop_front().or_else(|| self.later.pop_front())?;
-        self.bytes -= item.request.len();
+        self.held.remove(&item);
         self.probes = Some(true);
         Some(item.as_probe())
     }
@@ -274,7 +293,7 @@ impl<W: Waiter> Hold<W> {
                 late.extend(queue.pop_front());
             }
         }
-        self.bytes -= late.iter().map(|item| item.request.len()).sum::<usize>();
+        late.iter().for_each(|item| self.held.remove(item));
         late
     }
 
@@ -284,7 +303,8 @@ impl<W: Waiter> Hold<W> {
     }
 
     pub(super) fn into_items(self) -> impl Iterator<Item = Item<W>> {
-        self.returned.into_iter().chain(self.later)
+        let Self { returned, later, held, .. } = self;
+        returned.into_iter().chain(later).inspect(move |item| held.remove(item))
     }
 }
 
@@ -294,12 +314,12 @@ pub struct Barrier<W: Waiter> {
     /// The former owner, and how many requests it had been given.
     behind: (Rc<Link<Item<W>>>, u64),
     later: VecDeque<Item<W>>,
-    bytes: usize,
+    held: Held,
 }
 
 impl<W: Waiter> Barrier<W> {
-    pub(super) fn new(slots: Vec<u16>, former: Rc<Link<Item<W>>>, sent: u64) -> Self {
-        Self { slots: slots.into_iter().collect(), behind: (former, sent), later: VecDeque::new(), bytes: 0 }
+    pub(super) fn new(slots: Vec<u16>, former: Rc<Link<Item<W>>>, sent: u64, held: Held) -> Self {
+        Self { slots: slots.into_iter().collect(), behind: (former, sent), later: VecDeque::new(), held }
     }
 
     pub(super) fn covers(&self, slot: u16) -> bool {
@@ -307,12 +327,8 @@ impl<W: Waiter> Barrier<W> {
     }
 
     pub(super) fn later(&mut self, item: Item<W>) {
-        self.bytes += item.request.len();
+        self.held.add(&item);
         self.later.push_back(item);
-    }
-
-    pub(super) fn queue_bytes(&self) -> usize {
-        self.bytes
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -320,6 +336,8 @@ impl<W: Waiter> Barrier<W> {
     }
 
     pub(super) fn take_items(&mut self) -> VecDeque<Item<W>> {
-        std::mem::take(&mut self.later)
+        let items = std::mem::take(&mut self.later);
+        items.iter().for_each(|item| self.held.remove(item));
+        items
     }
 }

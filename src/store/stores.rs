@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use crate::resp::reply::Protocol;
-use crate::store::cluster::{Barrier, Destination, Hold, Item, Probe};
+use crate::store::cluster::{Barrier, Destination, Held, Hold, Item, Probe};
 use crate::store::link::{Dirty, Endpoint, Link};
 use crate::store::{LinkError, Loss, SlotMap, Waiter};
 
@@ -31,7 +31,7 @@ pub struct StoresConfig {
     /// Told when the layout looks old.
     pub refresh: Arc<Notify>,
     pub loss: Arc<Loss>,
-    /// Bytes that may wait in one link, or for one slot or database that is not to be reached.
+    /// Bytes that may wait in one link, and in a worker for all slots and databases that are not to be reached.
     pub queue_bytes_max: usize,
 }
 
@@ -68,6 +68,8 @@ pub(super) struct Inner<W: Waiter> {
     pub(super) holds: RefCell<HashMap<Destination, Hold<W>>>,
     /// Slots whose owner changed while the former one owes answers.
     barriers: RefCell<Vec<Barrier<W>>>,
+    /// What waits in both.
+    pub(super) held: Held,
     /// When a request that was sent alone was answered last.
     passed: Cell<Option<Instant>>,
     dirty: Rc<Dirty<Link<Item<W>>>>,
@@ -88,6 +90,7 @@ impl<W: Waiter> Stores<W> {
             primaries: RefCell::new(Primaries { map: Arc::new(SlotMap::default()), links: Vec::new() }),
             holds: RefCell::new(HashMap::new()),
             barriers: RefCell::new(Vec::new()),
+            held: Held::default(),
             passed: Cell::new(None),
             dirty,
             now,
@@ -160,6 +163,16 @@ impl<W: Waiter> Stores<W> {
                 !primaries.links.is_empty() && primaries.links.iter().all(|link| link.is_up())
             }
         }
+    }
+
+    /// Tells the control thread that nobody knows any more what the stores hold: see [`Loss`].
+    pub fn doubt(&self) {
+        self.0.config.loss.tell();
+    }
+
+    /// Bytes that wait for destinations that take nothing, or move.
+    pub fn held_bytes(&self) -> u64 {
+        self.0.held.bytes() as u64
     }
 
     /// One gathered write for each link that has something to write.
@@ -288,7 +301,7 @@ impl<W: Waiter> Inner<W> {
             let (sent, answered) = link.progress();
             let slots = if sent > answered { before.map.slots_lost_by(index, &newest) } else { Vec::new() };
             if !slots.is_empty() {
-                self.barriers.borrow_mut().push(Barrier::new(slots, link, sent));
+                self.barriers.borrow_mut().push(Barrier::new(slots, link, sent, self.held.clone()));
             }
         }
     }
@@ -300,7 +313,7 @@ impl<W: Waiter> Inner<W> {
         self.refresh_primaries();
         let mut barriers = self.barriers.borrow_mut();
         let Some(barrier) = barriers.iter_mut().find(|barrier| barrier.covers(slot)) else { return Some(item) };
-        if barrier.queue_bytes() > self.config.queue_bytes_max {
+        if self.held.bytes() > self.config.queue_bytes_max {
             drop(barriers);
             item.give_up(LinkError::Overflow);
             return None;
@@ -316,7 +329,7 @@ impl<W: Waiter> Inner<W> {
         }
         let mut holds = self.holds.borrow_mut();
         let Some(hold) = holds.get_mut(&item.to) else { return Some(item) };
-        if hold.queue_bytes() > self.config.queue_bytes_max {
+        if self.held.bytes() > self.config.queue_bytes_max {
             drop(holds);
             item.give_up(LinkError::Overflow);
             return None;

@@ -61,6 +61,42 @@ fn a_follower_that_stops_costs_the_client_nothing_and_is_repaired_when_it_goes_o
 }
 
 #[test]
+fn a_follower_that_is_away_for_long_costs_bounded_memory_and_is_walked_when_it_comes_back() {
+    let mut stores = Stores::start();
+    let short = "patience = \"200ms\"\nreply_timeout = \"1s\"\nqueue_bytes = \"4MiB\"";
+    let proxy = Settings { stores: short.into(), workers: 1, ..Settings::of(&stores).phase("49", "dual-standalone") }.start().ready();
+    stores.nodes.iter().for_each(|node| node.signal("KILL"));
+    let mut client = proxy.connect();
+    // More than a lane remembers one by one.
+    let keys = 60_000;
+    for from in (0..keys).step_by(5_000) {
+        let mut pipe = redis::pipe();
+        for n in from..from + 5_000 {
+            pipe.cmd("SET").arg(format!("provider:49:{n}")).arg(n).ignore();
+        }
+        pipe.query::<()>(&mut client).expect("the leader answers");
+    }
+    eventually("counting is given up", || proxy.log().contains("more diverged keys than are remembered one by one"));
+    let metric = |name: &str| -> u64 {
+        let page = proxy.http("/metrics").1;
+        let line = page.lines().find_map(|line| line.strip_prefix(&format!("cutover_{name} ")).map(str::to_string));
+        line.unwrap_or_else(|| panic!("no {name}: {page}")).parse().expect("a number")
+    };
+    eventually("nothing waits any more", || metric("held_bytes") == 0);
+    assert!(metric("exceptional_keys") <= 50_001, "{}", metric("exceptional_keys"));
+    eventually("what the lanes remember is what is counted", || metric("open_divergence") == metric("diverged_keys"));
+    let refused = proxy.cli("move 49 --to dual-cluster");
+    assert_eq!(refused.status.code(), Some(1), "a cutover is refused meanwhile: {refused:?}");
+    stores.nodes.iter_mut().for_each(Redis::restart);
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while !is_synced(&proxy, "49") {
+        assert!(Instant::now() < deadline, "never synced: {}", proxy.table());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    proxy.cli_ok("verify 49 --rate 0");
+}
+
+#[test]
 fn a_leader_that_is_killed_gives_errors_and_comes_back_with_both_stores_equal() {
     let mut stores = Stores::start();
     let short = "patience = \"300ms\"";
