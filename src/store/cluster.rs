@@ -102,7 +102,7 @@ impl<W: Waiter> Item<W> {
     }
 
     /// Where it is sent alone, the answer tells something of its destination.
-    pub(super) fn as_probe(mut self) -> Self {
+    pub(super) fn into_probe(mut self) -> Self {
         self.is_probe = true;
         self
     }
@@ -273,7 +273,7 @@ impl<W: Waiter> Hold<W> {
         let item = self.returned.pop_front().or_else(|| self.later.pop_front())?;
         self.held.remove(&item);
         self.probes = Some(true);
-        Some(item.as_probe())
+        Some(item.into_probe())
     }
 
     /// The request that went alone is over.
