@@ -42,6 +42,29 @@ pub struct LaneOp {
     pub(super) in_lane: bool,
 }
 
+impl LaneOp {
+    /// One that nothing was sent of.
+    fn new(key: Bytes, plan: &Plan, to: LaneReply, ticket: Ticket) -> Self {
+        Self {
+            key,
+            command: None,
+            follow: false,
+            whole: false,
+            leader: plan.leader,
+            generation: plan.generation(),
+            holds_reply: false,
+            led: None,
+            awaited: 0,
+            facts: Facts::default(),
+            effect: None,
+            followed: Outcome::Done,
+            to,
+            ticket,
+            in_lane: false,
+        }
+    }
+}
+
 /// A client's command with one key.
 pub struct LaneCommand {
     pub(super) request: Request,
@@ -100,23 +123,9 @@ impl Inner {
         let mode = Mode::of(&plan);
         let generation = plan.generation();
         let ticket = self.lanes.enter(plan.route_hash);
-        let op = self.ops.borrow_mut().insert(LaneOp {
-            key: key.clone(),
-            command,
-            follow: false,
-            whole: matches!(work, Work::Overwrite | Work::Resolve),
-            leader: plan.leader,
-            generation,
-            holds_reply: false,
-            led: None,
-            awaited: 0,
-            facts: Facts::default(),
-            effect: None,
-            followed: Outcome::Done,
-            to,
-            ticket,
-            in_lane: false,
-        });
+        let whole = matches!(work, Work::Overwrite | Work::Resolve);
+        let entry = LaneOp { command, whole, ..LaneOp::new(key.clone(), &plan, to, ticket) };
+        let op = self.ops.borrow_mut().insert(entry);
         let mut orders = Vec::new();
         let in_lane = self.lane.borrow_mut().arrive(&key, op, work, mode, generation, &mut orders);
         if in_lane {
@@ -366,23 +375,9 @@ impl Inner {
             return;
         }
         let to = done.map_or(LaneReply::Nobody, LaneReply::Done);
-        let op = self.ops.borrow_mut().insert(LaneOp {
-            key: key.clone(),
-            command: None,
-            follow: false,
-            whole: false,
-            leader: plan.leader,
-            generation: 0,
-            ticket: self.lanes.enter(plan.route_hash),
-            holds_reply: true,
-            led: None,
-            awaited: 0,
-            facts: Facts::default(),
-            effect: None,
-            followed: Outcome::Done,
-            to,
-            in_lane: true,
-        });
+        let ticket = self.lanes.enter(plan.route_hash);
+        let entry = LaneOp { holds_reply: true, in_lane: true, ..LaneOp::new(key.clone(), &plan, to, ticket) };
+        let op = self.ops.borrow_mut().insert(entry);
         let mut orders = Vec::new();
         let generation = plan.generation();
         self.lane.borrow_mut().resync(&key, op, Mode::of(&plan), generation, &mut orders);
