@@ -14,6 +14,7 @@ import gc
 import itertools
 import json
 import logging
+import random
 import re
 import socket
 import subprocess
@@ -35,10 +36,15 @@ FLIPPING = "64"  # the provider that moves during a test
 # Stores, proxy ----------------------------------------------------------------------------------------------------------
 
 
+PORTS = range(12_000, 32_000)  # below those that the system gives to clients, so that no connection takes one meanwhile
+
+
 def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    for port in random.sample(PORTS, 200):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no port is free in {PORTS}")
 
 
 def start(command, log):

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -14,9 +15,21 @@ use tempfile::TempDir;
 /// Longest wait for anything that is expected to happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A port that nobody listens on now.
+/// Ports that servers of tests listen on: below those that the system gives to clients (32768 and up on Linux), so that no
+/// connection takes one between the look and the server's start.
+const PORTS: std::ops::Range<u32> = 12_000..32_000;
+
+/// A port that nobody listens on now, and that no other test is given.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("bind any port").local_addr().expect("bound").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test programs that run at the same time begin at different places.
+    let begin = std::process::id().wrapping_mul(997);
+    let mut ports = std::iter::repeat_with(|| {
+        let number = begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % (PORTS.end - PORTS.start);
+        (PORTS.start + number) as u16
+    });
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.by_ref().take(PORTS.len()).find(is_free).expect("a port is free")
 }
 
 /// Polls until the condition holds; fails the test after [`PATIENCE`].
