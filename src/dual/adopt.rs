@@ -130,17 +130,17 @@ impl Adopter {
                     // Whoever went over comes back; nothing was published there.
                     let _ = self.turn(channels_before).await;
                 }
-                self.install(&old);
+                self.install(&old).await;
                 return Err(refused);
             }
             self.begin_phases(&flips, &new);
         }
         if let Err(error) = self.save(&new, false) {
-            self.install(&old);
+            self.install(&old).await;
             return Err(Refused(vec![format!("the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again")]));
         }
         // The workers first: whoever reads the table here and sends a copy is heard after they have it too.
-        self.install(&new);
+        self.install(&new).await;
         self.table.store(new.clone());
         if turns {
             tracing::info!(from = %channels_before, to = %channels, version = new.version(), "channels flipped");
@@ -215,10 +215,20 @@ impl Adopter {
         Ok(())
     }
 
-    /// Lets the workers go on under `table`.
-    fn install(&self, table: &Arc<Table>) {
+    /// Lets the workers go on under `table`: the first goes on when the last has it.
+    async fn install(&self, table: &Arc<Table>) {
+        let give = |worker: usize| {
+            let (done, wait) = oneshot::channel();
+            self.peers.send(worker, Message::Install { table: table.clone(), done });
+            wait
+        };
+        let waits: Vec<_> = (0..self.peers.0.len()).map(give).collect();
+        for wait in waits {
+            // A worker that has ended has no lane that anybody could come to.
+            let _ = wait.await;
+        }
         for worker in 0..self.peers.0.len() {
-            self.peers.send(worker, Message::Open { table: table.clone() });
+            self.peers.send(worker, Message::Open);
         }
     }
 

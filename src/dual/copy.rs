@@ -154,7 +154,10 @@ impl Inner {
 
     /// Begins repairs where both stores can be reached.
     pub(super) fn repair(self: &Rc<Self>) {
-        if self.lane.borrow().sizes().1 == 0 || !(self.stores.is_up(StoreSide::Standalone) && self.stores.is_up(StoreSide::Cluster)) {
+        // During a flip nothing new begins in a lane.
+        let can_reach = |side| self.stores.is_up(side);
+        let is_wanted = self.lane.borrow().sizes().1 > 0 && can_reach(StoreSide::Standalone) && can_reach(StoreSide::Cluster);
+        if !is_wanted || self.lanes.has_closed() {
             return;
         }
         let table = self.table.borrow().clone();

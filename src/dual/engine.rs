@@ -136,6 +136,8 @@ pub struct Inner {
     pub(super) opened: tokio::sync::Notify,
     pub(super) closing: tokio::sync::Notify,
     pub(super) drains: RefCell<Vec<(Stage, oneshot::Sender<()>)>>,
+    /// What jobs ask of lanes that are closed; no more than the jobs' own bounds of keys in flight.
+    pub(super) deferred: RefCell<Vec<Message>>,
     pub(super) stopping: Cell<bool>,
     pub(super) stop: tokio::sync::Notify,
 }
@@ -178,6 +180,7 @@ impl Engine {
             opened: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),
             drains: RefCell::new(Vec::new()),
+            deferred: RefCell::new(Vec::new()),
             stopping: Cell::new(false),
             stop: tokio::sync::Notify::new(),
         }))
@@ -464,6 +467,10 @@ impl Inner {
                 self.sessions.leave(ticket);
                 to.port.deliver(to.seq, outcome.map(Reply::Whole));
             }
+            // What a job asks for in the midst of a flip comes after it; a command's own copies are older than the closing.
+            Message::Resync { ref key, done: Some(_) } | Message::Touch { ref key, .. } if self.is_lane_closed(key) => {
+                self.deferred.borrow_mut().push(message);
+            }
             Message::Resync { key, done } => self.resync(key, done),
             Message::Touch { key, done } => self.enter_lane(key, None, Work::Touch, LaneReply::Done(done)),
             Message::Hold { key, granted } => {
@@ -490,7 +497,12 @@ impl Inner {
             }
             Message::Turned { done } => answer_after_turn(done),
             Message::Turn { side, done } => self.channels.turn(side, done),
-            Message::Open { table } => self.open(table),
+            Message::Install { table, done } => {
+                self.install(table);
+                // The adoption waits for it unless the program ends.
+                let _ = done.send(());
+            }
+            Message::Open => self.open(),
             Message::Stop => {}
         }
     }
@@ -510,7 +522,12 @@ impl Inner {
         let mut drains = self.drains.borrow_mut();
         let mut index = 0;
         while index < drains.len() {
-            if self.gate(drains[index].0).is_drained() {
+            let stage = drains[index].0;
+            // A copy that nobody waits for, which began after the closing, is counted in with what came later; but it is
+            // still there. It would write the old leader's value, or the new one's where it belongs to the old.
+            let is_over = self.gate(stage).is_drained()
+                && (stage == Stage::Sessions || !self.lane.borrow().is_busy(|key| self.is_lane_closed(key)));
+            if is_over {
                 let _ = drains.swap_remove(index).1.send(());
             } else {
                 index += 1;
@@ -518,8 +535,16 @@ impl Inner {
         }
     }
 
-    fn open(self: &Rc<Self>, table: Arc<Table>) {
-        self.drains.borrow_mut().clear();
+    /// Whether the key's route is in the second half of a flip: nothing new begins in its lane.
+    pub(super) fn is_lane_closed(&self, key: &[u8]) -> bool {
+        if !self.lanes.has_closed() {
+            return false;
+        }
+        let plan = Plan::of(&self.table.borrow(), key);
+        self.lanes.is_closed(plan.route_hash) || self.lanes.is_closed(plan.line_hash)
+    }
+
+    fn install(&self, table: Arc<Table>) {
         *self.table.borrow_mut() = table.clone();
         let mut tables = self.tables.borrow_mut();
         if tables.back().is_some_and(|newest| newest.version() != table.version()) {
@@ -528,7 +553,11 @@ impl Inner {
         if tables.len() > TABLES_MAX {
             tables.pop_front();
         }
-        drop(tables);
+    }
+
+    fn open(self: &Rc<Self>) {
+        self.drains.borrow_mut().clear();
+        let table = self.table.borrow().clone();
         // A route without a follower has nothing that could diverge.
         let gone = self.lane.borrow_mut().forget(|key| Plan::of(&table, key).follower.is_none());
         if gone > 0 {
@@ -536,6 +565,9 @@ impl Inner {
         }
         self.sessions.open();
         self.lanes.open();
+        for message in self.deferred.take() {
+            self.clone().hear(message);
+        }
         self.publish_waiting();
         self.opened.notify_waiters();
     }

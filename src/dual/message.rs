@@ -28,8 +28,11 @@ pub enum Message {
     Turned { done: oneshot::Sender<()> },
     /// Asks all subscribers over to a side, and answers when the last is there.
     Turn { side: Side, done: oneshot::Sender<()> },
-    /// Adopts a table (or keeps the old one) and opens both gates.
-    Open { table: Arc<Table> },
+    /// Takes a table (or keeps the old one) and answers. The gates stay closed: a worker that went on now could send a
+    /// request into a lane that still has the other table.
+    Install { table: Arc<Table>, done: oneshot::Sender<()> },
+    /// Opens both gates; every worker has the same table by then.
+    Open,
     Stop,
 }
 
