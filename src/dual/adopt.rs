@@ -266,7 +266,7 @@ impl Adopter {
         self.state.lock().save(&snapshot_of(table, clean))
     }
 
-/// Notes what a whole walk has found out about routes. It is on disk before it counts: were it the other way round,
+    /// Notes what a whole walk has found out about routes. It is on disk before it counts: were it the other way round,
     /// a crash could bring back the mode in which keys are fetched from a follower that has missed deletions since. One
     /// writing for all of them, because a walk over a thousand providers would else sync a thousand files.
     pub fn set_knowledge(&self, routes: &[RouteName], coverage: Coverage, doubt: Doubt) -> std::io::Result<()> {
