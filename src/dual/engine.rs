@@ -523,8 +523,8 @@ impl Inner {
         let mut index = 0;
         while index < drains.len() {
             let stage = drains[index].0;
-            // A copy that nobody waits for, which began after the closing, is counted in with what came later; but it is
-            // still there. It would write the old leader's value, or the new one's where it belongs to the old.
+            // The gate does not wait for a copy that began anew after the closing; the lane knows it. Were it still under way
+            // at the flip, it could put an older value over a newer one.
             let is_over = self.gate(stage).is_drained()
                 && (stage == Stage::Sessions || !self.lane.borrow().is_busy(|key| self.is_lane_closed(key)));
             if is_over {

@@ -221,22 +221,10 @@ impl TrafficBook {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec};
+    use crate::routing::sample_spec;
 
     fn table() -> Table {
-        let spec = RoutingSpec {
-            keys: Patterns(vec![Pattern::parse("provider:{provider}:*").unwrap()]),
-            new_providers: Phase::Standalone,
-            other_keys: Phase::Standalone,
-            pubsub: Phase::Standalone,
-            ack: Ack::Leader,
-            cluster_keys: ClusterKeys::Same,
-            prefixes: vec![("asgi:".into(), Phase::Standalone)],
-            providers: vec![("42".into(), Phase::Standalone)],
-            ranges: Vec::new(),
-            force: Vec::new(),
-        };
-        Table::build(&spec, 1, None)
+        Table::build(&sample_spec(), 1, None)
     }
 
     fn count(traffic: &Traffic, table: &Table, key: &str, times: u32) {

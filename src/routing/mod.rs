@@ -11,3 +11,6 @@ pub use pattern::{Pattern, PatternError, Patterns};
 pub use phase::{Coverage, Phase, Side};
 pub use plan::Plan;
 pub use table::{Ack, ClusterKeys, DualState, Route, RouteName, RoutingSpec, Table};
+
+#[cfg(test)]
+pub(crate) use table::tests::spec as sample_spec;

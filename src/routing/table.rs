@@ -401,7 +401,7 @@ impl Table {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::routing::Pattern;
 
