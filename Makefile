@@ -14,6 +14,7 @@ demo: up .venv/.done
 
 test: .venv/.done
 	@docker/local.sh get-redis
+	cargo fmt --check
 	cargo test --locked --quiet
 	cargo doc --locked --no-deps --quiet
 	.venv/bin/python tests/clients/clients.py

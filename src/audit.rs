@@ -39,11 +39,21 @@ impl Kind {
     /// What it means on the cluster, and what can be done.
     pub fn remedy(self) -> &'static str {
         match self {
-            Self::CrossSlot => "refused with CROSSSLOT on the cluster: use cluster_keys = \"tagged\", or give the keys one hash tag",
-            Self::CrossRoute => "refused while its routes are led by different stores: move them in one edit, or split the command",
-            Self::CrossTransaction => "split into single commands on the cluster, so no longer atomic, or refused if one of them needs several slots: use cluster_keys = \"tagged\"",
-            Self::CrossWatch => "refused with CROSSSLOT on the cluster: watch keys of one slot, or use cluster_keys = \"tagged\"",
-            Self::ScriptWithoutKeys => "runs where keys without a provider are, and fails there if it touches a key of another slot: declare its keys",
+            Self::CrossSlot => {
+                "refused with CROSSSLOT on the cluster: use cluster_keys = \"tagged\", or give the keys one hash tag"
+            }
+            Self::CrossRoute => {
+                "refused while its routes are led by different stores: move them in one edit, or split the command"
+            }
+            Self::CrossTransaction => {
+                "split into single commands on the cluster, so no longer atomic, or refused if one of them needs several slots: use cluster_keys = \"tagged\""
+            }
+            Self::CrossWatch => {
+                "refused with CROSSSLOT on the cluster: watch keys of one slot, or use cluster_keys = \"tagged\""
+            }
+            Self::ScriptWithoutKeys => {
+                "runs where keys without a provider are, and fails there if it touches a key of another slot: declare its keys"
+            }
             Self::SortPattern => "a cluster refuses SORT with BY and GET patterns: sort in the application",
             Self::Database => "stays on the standalone, whole and unchanged",
             Self::Refused => "not available through the proxy in any phase",
@@ -111,7 +121,9 @@ impl Audit {
             remedy: subject.kind.remedy(),
         };
         let mut all: Vec<Finding> = self.findings.lock().iter().map(of).collect();
-        all.sort_by(|left, right| (left.subject.kind, right.count, &left.subject).cmp(&(right.subject.kind, left.count, &right.subject)));
+        all.sort_by(|left, right| {
+            (left.subject.kind, right.count, &left.subject).cmp(&(right.subject.kind, left.count, &right.subject))
+        });
         all
     }
 
@@ -137,7 +149,10 @@ mod tests {
             audit.note(subject("rename"), || "é".repeat(100));
         }
         let found = audit.findings();
-        assert_eq!(found.iter().map(|finding| (finding.subject.command.as_str(), finding.count)).collect::<Vec<_>>(), [("rename", 3), ("sunion", 1)]);
+        assert_eq!(
+            found.iter().map(|finding| (finding.subject.command.as_str(), finding.count)).collect::<Vec<_>>(),
+            [("rename", 3), ("sunion", 1)]
+        );
         assert!(found[0].example.len() <= EXAMPLE_BYTES_MAX + 3 && found[0].example.ends_with('…'));
     }
 

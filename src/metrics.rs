@@ -96,24 +96,64 @@ pub fn totals(page: &mut Page, totals: &Totals) {
     use Kind::{Counter, Gauge};
     page.add("clients", Gauge, "Clients that are connected.", get(&totals.clients));
     page.add("clients_accepted_total", Counter, "Connections that were accepted.", get(&totals.accepted));
-    page.add("clients_rejected_total", Counter, "Connections refused because max_clients was reached.", get(&totals.rejected));
+    page.add(
+        "clients_rejected_total",
+        Counter,
+        "Connections refused because max_clients was reached.",
+        get(&totals.rejected),
+    );
     page.add("requests_total", Counter, "Requests that were sent to a store or a lane.", get(&totals.requests));
-    page.add("lane_operations_total", Counter, "Commands and copies that went through a lane.", get(&totals.lane_operations));
+    page.add(
+        "lane_operations_total",
+        Counter,
+        "Commands and copies that went through a lane.",
+        get(&totals.lane_operations),
+    );
     page.add("in_flight", Gauge, "Requests and copies that are not answered yet.", get(&totals.in_flight));
-    page.add("exceptional_keys", Gauge, "Keys of which a lane has to remember something: a copy in flight, a divergence.", get(&totals.exceptional_keys));
-    page.add("held_bytes", Gauge, "Memory of requests that wait for a slot or a store that takes none; bound by queue_bytes a worker.", get(&totals.held_bytes));
+    page.add(
+        "exceptional_keys",
+        Gauge,
+        "Keys of which a lane has to remember something: a copy in flight, a divergence.",
+        get(&totals.exceptional_keys),
+    );
+    page.add(
+        "held_bytes",
+        Gauge,
+        "Memory of requests that wait for a slot or a store that takes none; bound by queue_bytes a worker.",
+        get(&totals.held_bytes),
+    );
     page.add("diverged_keys", Gauge, "Keys known or feared to differ between the stores.", get(&totals.diverged_keys));
     page.add("journal_keys", Gauge, "Diverged keys that the journal on disk names.", get(&totals.journal_keys));
     page.add("journal_bytes", Gauge, "Size of the journal's file.", get(&totals.journal_bytes));
-    page.add("journal_refused", Gauge, "Whether the disk refuses the journal, so that writes which need it are not answered.", get(&totals.journal_refused));
+    page.add(
+        "journal_refused",
+        Gauge,
+        "Whether the disk refuses the journal, so that writes which need it are not answered.",
+        get(&totals.journal_refused),
+    );
     let refused = REASONS.iter().zip(&totals.refused).map(|(reason, count)| (label(&[("reason", reason)]), get(count)));
-    page.family("refused_requests_total", Counter, "Requests that the proxy answered with an error of its own, by reason.", refused);
+    page.family(
+        "refused_requests_total",
+        Counter,
+        "Requests that the proxy answered with an error of its own, by reason.",
+        refused,
+    );
     let latencies = [("standalone", &totals.standalone_latency_us), ("cluster", &totals.cluster_latency_us)];
     let known = latencies.iter().filter(|(_, micros)| get(micros) > 0);
     let seconds = known.map(|(side, micros)| (label(&[("store", side)]), get(micros) as f64 / 1e6));
-    page.family("store_latency_seconds", Gauge, "Time of the last PING behind the requests that wait on a link; of the cluster's slowest primary.", seconds);
+    page.family(
+        "store_latency_seconds",
+        Gauge,
+        "Time of the last PING behind the requests that wait on a link; of the cluster's slowest primary.",
+        seconds,
+    );
     let up = [("standalone", &totals.standalone_up), ("cluster", &totals.cluster_up)];
-    page.family("store_up", Gauge, "Whether the store answers.", up.map(|(side, up)| (label(&[("store", side)]), get(up))));
+    page.family(
+        "store_up",
+        Gauge,
+        "Whether the store answers.",
+        up.map(|(side, up)| (label(&[("store", side)]), get(up))),
+    );
 }
 
 #[cfg(test)]

@@ -33,8 +33,8 @@ use crate::jobs::{self, Jobs};
 use crate::metrics::Totals;
 use crate::resp::limits::Limits;
 use crate::routing::{Phase, RouteName, Table};
-use crate::session::{Clients, Scripts, SessionLimits};
 use crate::session::worker::{self, WorkerParts};
+use crate::session::{Clients, Scripts, SessionLimits};
 use crate::store::link::Endpoint;
 use crate::store::{Login, Loss, SlotMap, StoresConfig, Timeouts, topology};
 
@@ -49,8 +49,8 @@ pub fn run(config: &Config, path: &Path) -> anyhow::Result<()> {
     let (state, snapshot) =
         StateFile::open(&config.state_directory).with_context(|| format!("open state file in {directory}"))?;
     let totals = Arc::new(Totals::default());
-    let (journal, found) =
-        Journal::open(&config.state_directory, totals.clone()).with_context(|| format!("open journal in {directory}"))?;
+    let (journal, found) = Journal::open(&config.state_directory, totals.clone())
+        .with_context(|| format!("open journal in {directory}"))?;
     if let Some(damage) = &found.damage {
         tracing::error!(%damage, "the journal of diverged keys is unusable: every dual route is in doubt until a backfill has gone through it, which begins now; a key that the cluster deleted while the standalone could not be reached may come back in a route whose keys are still being brought over");
     }
@@ -59,10 +59,14 @@ pub fn run(config: &Config, path: &Path) -> anyhow::Result<()> {
     // Also for the judgement of what was flipped in the file meanwhile.
     let snapshot = snapshot.map(|snapshot| Snapshot { clean: snapshot.clean && !is_lost, ..snapshot });
     match &snapshot {
-        None if is_lost => tracing::warn!("there is a journal and no state file: the table is taken as it stands in the file, and every dual route is in doubt"),
+        None if is_lost => tracing::warn!(
+            "there is a journal and no state file: the table is taken as it stands in the file, and every dual route is in doubt"
+        ),
         None => tracing::info!(directory = %directory, "first start: the table is taken as it stands in the file"),
         Some(snapshot) if !snapshot.clean => {
-            tracing::warn!("the last run did not end cleanly: every dual route is in doubt until a backfill has gone through it, which begins now");
+            tracing::warn!(
+                "the last run did not end cleanly: every dual route is in doubt until a backfill has gone through it, which begins now"
+            );
         }
         Some(_) => {}
     }
@@ -92,7 +96,10 @@ fn lock(directory: &Path) -> anyhow::Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            anyhow::bail!("another cutover runs with the state directory {}; stop it, or give this one a [state] directory of its own", directory.display())
+            anyhow::bail!(
+                "another cutover runs with the state directory {}; stop it, or give this one a [state] directory of its own",
+                directory.display()
+            )
         }
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
     }
@@ -158,7 +165,11 @@ impl Program {
             slot_map: slot_map.clone(),
             refresh: refresh.clone(),
             loss: loss.clone(),
-            queue_bytes_max: config.cluster.as_ref().map_or(0, |store| store.queue_bytes).max(config.standalone.queue_bytes),
+            queue_bytes_max: config
+                .cluster
+                .as_ref()
+                .map_or(0, |store| store.queue_bytes)
+                .max(config.standalone.queue_bytes),
         };
         let listeners = listeners(config.listen.address, count)?;
         let admin_listener = std::net::TcpListener::bind(config.admin.address)
@@ -288,10 +299,16 @@ impl Program {
             tracing::warn!(setting, "changed in proxy.toml; it takes effect at the next start");
         }
         if let Ok(adopted) = self.adopter.propose(&config.routing, crc).await {
-            tracing::info!(version = adopted.version, flips = adopted.flips.len(), took_ms = adopted.took.as_secs_f64() * 1e3, "table adopted");
+            tracing::info!(
+                version = adopted.version,
+                flips = adopted.flips.len(),
+                took_ms = adopted.took.as_secs_f64() * 1e3,
+                "table adopted"
+            );
             // The way back needs what the standalone has missed.
             self.backfill(|_| {
-                let back = adopted.flips.iter().filter(|flip| flip.from == Phase::Cluster && flip.to == Phase::DualCluster);
+                let back =
+                    adopted.flips.iter().filter(|flip| flip.from == Phase::Cluster && flip.to == Phase::DualCluster);
                 back.map(|flip| flip.route.clone()).collect()
             });
         }
@@ -310,7 +327,9 @@ impl Program {
         self.adopter.save(&self.adopter.table(), is_clean).context("write state file")?;
         match is_clean {
             true => tracing::info!("drained; every follower has what its leader has answered"),
-            false => tracing::warn!("not everything could be answered in time; the next start takes every dual route for doubtful"),
+            false => tracing::warn!(
+                "not everything could be answered in time; the next start takes every dual route for doubtful"
+            ),
         }
         Ok(())
     }

@@ -70,7 +70,9 @@ pub async fn adopted(State(parts): State<Parts>) -> Json<Value> {
 
 /// What the application sent that will not work the same on a cluster.
 pub async fn audit(State(parts): State<Parts>) -> Json<Value> {
-    Json(json!({ "findings": parts.audit.findings(), "dropped": parts.audit.dropped(), "seconds": uptime(&parts).as_secs() }))
+    Json(
+        json!({ "findings": parts.audit.findings(), "dropped": parts.audit.dropped(), "seconds": uptime(&parts).as_secs() }),
+    )
 }
 
 /// All jobs of this run.
@@ -134,7 +136,8 @@ fn start(parts: &Parts, kind: jobs::Kind, asked: &JobRequest) -> Result<Json<Job
 
 /// Routes by the names of their lines.
 fn named(table: &Table, names: &[String]) -> Result<Vec<RouteName>, Refused> {
-    let known: HashMap<String, &RouteName> = table.routes().iter().map(|route| (route.name.to_string(), &route.name)).collect();
+    let known: HashMap<String, &RouteName> =
+        table.routes().iter().map(|route| (route.name.to_string(), &route.name)).collect();
     let find = |name: &String| {
         known.get(name).copied().cloned().ok_or_else(|| {
             let line = &table.provider_route(name.as_bytes()).name;

@@ -39,7 +39,12 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
     let table = parts.adopter.table();
     page.add("table_version", Kind::Gauge, "Number of the adopted table.", table.version());
     let refused = u8::from(parts.adopter.refused().is_some());
-    page.add("table_refused", Kind::Gauge, "Whether the newest proxy.toml was refused; GET /api/table says why.", refused);
+    page.add(
+        "table_refused",
+        Kind::Gauge,
+        "Whether the newest proxy.toml was refused; GET /api/table says why.",
+        refused,
+    );
     page.add("uptime_seconds", Kind::Gauge, "Since the proxy was started.", uptime(&parts).as_secs());
     let phases = Phase::ALL.map(|phase| {
         let routes = table.routes().iter().filter(|route| route.phase == phase).count();
@@ -52,15 +57,36 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
     let shown = dual.iter().take(ROUTE_SERIES_MAX);
     let of = |name: &dyn std::fmt::Display| label(&[("route", &name.to_string())]);
     let divergence = shown.clone().map(|(route, dual)| (of(&route.name), dual.divergence()));
-    page.family("route_open_divergence", Kind::Gauge, "The same of one route, for the first 1,000 dual routes.", divergence);
+    page.family(
+        "route_open_divergence",
+        Kind::Gauge,
+        "The same of one route, for the first 1,000 dual routes.",
+        divergence,
+    );
     let synced = shown.map(|(route, dual)| (of(&route.name), u8::from(dual.is_synced())));
-    page.family("route_synced", Kind::Gauge, "Whether both stores of a dual route are known to hold every key.", synced);
+    page.family(
+        "route_synced",
+        Kind::Gauge,
+        "Whether both stores of a dual route are known to hold every key.",
+        synced,
+    );
     let traffic = Traffic::now(&parts, &table);
-    let shown: Vec<_> = table.routes().iter().map(|route| (of(&route.name), traffic.of(route))).take(ROUTE_SERIES_MAX).collect();
+    let shown: Vec<_> =
+        table.routes().iter().map(|route| (of(&route.name), traffic.of(route))).take(ROUTE_SERIES_MAX).collect();
     let rates = shown.iter().map(|(labels, rate)| (labels.clone(), format!("{:.1}", rate.per_second)));
-    page.family("route_operations_per_second", Kind::Gauge, "Requests for a route's keys, of the last seconds, sampled; for the first 1,000 routes.", rates);
+    page.family(
+        "route_operations_per_second",
+        Kind::Gauge,
+        "Requests for a route's keys, of the last seconds, sampled; for the first 1,000 routes.",
+        rates,
+    );
     let refusals = shown.iter().map(|(labels, rate)| (labels.clone(), rate.refusals));
-    page.family("route_refusals_total", Kind::Counter, "Requests refused because their keys are in different slots or on different stores.", refusals);
+    page.family(
+        "route_refusals_total",
+        Kind::Counter,
+        "Requests refused because their keys are in different slots or on different stores.",
+        refusals,
+    );
     let running = parts.jobs.list().iter().filter(|job| job.view().state == crate::jobs::State::Running).count();
     page.add("jobs_running", Kind::Gauge, "Backfills and verifications that are running.", running);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.finish()).into_response()

@@ -46,13 +46,17 @@ impl ApiClient {
 
     fn understand(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
         let mut answer = answer.with_context(|| {
-            format!("the proxy's admin side does not answer at {}; is `cutover serve` running with this configuration?", self.base)
+            format!(
+                "the proxy's admin side does not answer at {}; is `cutover serve` running with this configuration?",
+                self.base
+            )
         })?;
         let text = answer.body_mut().read_to_string().context("read the proxy's answer")?;
         if answer.status().is_success() {
             return serde_json::from_str(&text).context("understand the proxy's answer");
         }
-        let reason = serde_json::from_str::<Value>(&text).ok().and_then(|body| body["error"].as_str().map(str::to_string));
+        let reason =
+            serde_json::from_str::<Value>(&text).ok().and_then(|body| body["error"].as_str().map(str::to_string));
         bail!("{}", reason.unwrap_or_else(|| text.trim().to_string()))
     }
 }

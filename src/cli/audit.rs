@@ -32,7 +32,13 @@ pub fn run(config: &Config, as_json: bool) -> anyhow::Result<u8> {
     for (index, finding) in findings.iter().enumerate() {
         kind = finding["kind"].as_str().unwrap_or(kind);
         let command = format!("  {}", text(finding, "command"));
-        rows.push([command, text(finding, "route"), text(finding, "client"), finding["count"].to_string(), text(finding, "example")]);
+        rows.push([
+            command,
+            text(finding, "route"),
+            text(finding, "client"),
+            finding["count"].to_string(),
+            text(finding, "example"),
+        ]);
         let is_last = findings.get(index + 1).is_none_or(|next| next["kind"] != finding["kind"]);
         if is_last {
             print(kind, &text(finding, "remedy"), &mut rows);

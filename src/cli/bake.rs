@@ -33,7 +33,14 @@ enum Trouble {
 }
 
 /// Watches the routes for `length`. `refusals_max`: how many refused requests of a route are let pass.
-pub fn bake(client: &ApiClient, routes: &[String], length: Duration, refusals_max: u64, line: ProgressLine, interrupt: &Interrupt) -> Baked {
+pub fn bake(
+    client: &ApiClient,
+    routes: &[String],
+    length: Duration,
+    refusals_max: u64,
+    line: ProgressLine,
+    interrupt: &Interrupt,
+) -> Baked {
     let began = Instant::now();
     let mut watch = Watch { routes, refusals_max, refusals_before: HashMap::new(), operations: 0.0, looks: 0 };
     let mut troubled: Option<Instant> = None;
@@ -52,7 +59,9 @@ pub fn bake(client: &ApiClient, routes: &[String], length: Duration, refusals_ma
                 if began.elapsed() >= length {
                     line.end();
                     let rate = watch.operations / f64::from(watch.looks.max(1));
-                    return Baked::Good(format!("no open divergence, no refusals above {refusals_max} a route, {rate:.0} requests/s"));
+                    return Baked::Good(format!(
+                        "no open divergence, no refusals above {refusals_max} a route, {rate:.0} requests/s"
+                    ));
                 }
             }
             Some(Trouble::Final(reason)) => {
@@ -68,7 +77,15 @@ pub fn bake(client: &ApiClient, routes: &[String], length: Duration, refusals_ma
             }
         }
         let passed = began.elapsed();
-        line.show(|| format!("{} bake: {} of {}, {:.0} requests/s", bar(passed.as_secs_f64(), length.as_secs_f64()), time(passed), time(length), watch.rate_now()));
+        line.show(|| {
+            format!(
+                "{} bake: {} of {}, {:.0} requests/s",
+                bar(passed.as_secs_f64(), length.as_secs_f64()),
+                time(passed),
+                time(length),
+                watch.rate_now()
+            )
+        });
         interrupt.sleep(LOOK.min(length.saturating_sub(passed).max(Duration::from_millis(20))));
     }
 }
@@ -92,7 +109,9 @@ impl Watch<'_> {
         self.looks += 1;
         let mut passing = None;
         for route in self.routes {
-            let Some(fact) = facts.routes.get(route) else { return Some(Trouble::Final(format!("{route} has no line any more"))) };
+            let Some(fact) = facts.routes.get(route) else {
+                return Some(Trouble::Final(format!("{route} has no line any more")));
+            };
             if fact.phase != Phase::DualCluster {
                 return Some(Trouble::Final(format!("{route} was flipped to {} meanwhile", fact.phase)));
             }
@@ -101,13 +120,20 @@ impl Watch<'_> {
             // A proxy that was restarted counts from zero.
             let refused = fact.refusals.saturating_sub(before);
             if refused > self.refusals_max {
-                return Some(Trouble::Final(format!("the proxy refused {refused} requests of {route} whose keys are in different slots or on different stores (CROSSSLOT)")));
+                return Some(Trouble::Final(format!(
+                    "the proxy refused {refused} requests of {route} whose keys are in different slots or on different stores (CROSSSLOT)"
+                )));
             }
             if fact.open_divergence > 0 {
-                passing.get_or_insert(format!("{} keys of {route} may differ between the stores and are not repaired", fact.open_divergence));
+                passing.get_or_insert(format!(
+                    "{} keys of {route} may differ between the stores and are not repaired",
+                    fact.open_divergence
+                ));
             }
             if fact.in_doubt {
-                passing.get_or_insert(format!("{route} is in doubt since an unclean stop, until a backfill has gone through it"));
+                passing.get_or_insert(format!(
+                    "{route} is in doubt since an unclean stop, until a backfill has gone through it"
+                ));
             }
         }
         if let Some(store) = facts.silent_store() {
@@ -144,7 +170,8 @@ mod tests {
     #[test]
     fn refusals_and_flips_end_a_bake_at_once_and_what_can_mend_itself_does_not() {
         let routes = ["42".to_string()];
-        let mut watch = Watch { routes: &routes, refusals_max: 1, refusals_before: HashMap::new(), operations: 0.0, looks: 0 };
+        let mut watch =
+            Watch { routes: &routes, refusals_max: 1, refusals_before: HashMap::new(), operations: 0.0, looks: 0 };
         assert_eq!(watch.look(&facts(|_| {})), None, "what was refused before does not count");
         assert_eq!(watch.look(&facts(|fact| fact.refusals = 6)), None);
         assert!(matches!(watch.look(&facts(|fact| fact.refusals = 7)), Some(Trouble::Final(_))));

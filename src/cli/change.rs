@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::cli::api_client::ApiClient;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::{names, time, say};
+use crate::cli::output::{names, say, time};
 use crate::cli::{DONE, Move, REFUSED};
 use crate::config::{self, Config, edit};
 use crate::routing::Phase;
@@ -40,7 +40,12 @@ pub enum Changed {
 }
 
 /// Edits, waits, and puts the file back if it was refused.
-pub fn change(config: &Config, path: &Path, changes: &[(String, Phase)], judgement: Judgement) -> anyhow::Result<Changed> {
+pub fn change(
+    config: &Config,
+    path: &Path,
+    changes: &[(String, Phase)],
+    judgement: Judgement,
+) -> anyhow::Result<Changed> {
     let before = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let after = edit::set_phases(&before, changes).with_context(|| format!("edit {}", path.display()))?;
     if after == before {
@@ -87,7 +92,9 @@ pub fn run(config: &Config, path: &Path, asked: &Move, as_json: bool) -> anyhow:
         false => lines::select(config, &asked.routes, Missing::GetsLine)?,
     };
     if routes.is_empty() {
-        bail!("there is no provider: proxy.toml names none, and no key in the stores fits the patterns of routing.keys");
+        bail!(
+            "there is no provider: proxy.toml names none, and no key in the stores fits the patterns of routing.keys"
+        );
     }
     // From here on Ctrl-C waits for the proxy's answer, so that a refused edit is put back and a force is taken out.
     let _interrupt = Interrupt::listen()?;
@@ -105,7 +112,10 @@ pub fn run(config: &Config, path: &Path, asked: &Move, as_json: bool) -> anyhow:
         match &changed {
             Changed::Already => say!("{named} {} in phase {to} already", if routes.len() == 1 { "is" } else { "are" }),
             Changed::Adopted(took) => say!("{named} → {to}, adopted in {}", time(*took)),
-            Changed::Written => say!("{} now says {to} for {named}; no proxy runs with it, so the flip is judged when one starts", path.display()),
+            Changed::Written => say!(
+                "{} now says {to} for {named}; no proxy runs with it, so the flip is judged when one starts",
+                path.display()
+            ),
             Changed::Refused(reason) => eprintln!("refused: {reason}\n{} is as it was before", path.display()),
         }
     }
@@ -125,7 +135,9 @@ fn wait(client: &ApiClient, text: &str, patience: Duration) -> Result<Duration, 
             };
         }
         if began.elapsed() > patience {
-            return Err(format!("the proxy has not looked at the file within {patience:?}; does it run with another one? `cutover status` says"));
+            return Err(format!(
+                "the proxy has not looked at the file within {patience:?}; does it run with another one? `cutover status` says"
+            ));
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -22,13 +22,21 @@ pub fn run(config: &Config, path: &Path, as_json: bool) -> anyhow::Result<u8> {
     let seeds = serve::seeds(config);
     let cluster = match seeds.is_empty() {
         true => Ok("not configured".to_string()),
-        false => runtime.block_on(topology::learn(&seeds, &SlotMap::default())).map(|map| describe(&map)).and_then(whole),
+        false => {
+            runtime.block_on(topology::learn(&seeds, &SlotMap::default())).map(|map| describe(&map)).and_then(whole)
+        }
     };
     let (flips, refused) = judge(config, StateFile::read(&config.state_directory)?);
     let is_good = standalone.is_ok() && cluster.is_ok() && refused.is_empty();
     if as_json {
-        let flips: Vec<_> = flips.iter().map(|(route, from, to)| json!({ "route": route.to_string(), "from": from, "to": to })).collect();
-        say!("{}", json!({ "config": path, "standalone": standalone, "cluster": cluster, "flips": flips, "refused": refused }));
+        let flips: Vec<_> = flips
+            .iter()
+            .map(|(route, from, to)| json!({ "route": route.to_string(), "from": from, "to": to }))
+            .collect();
+        say!(
+            "{}",
+            json!({ "config": path, "standalone": standalone, "cluster": cluster, "flips": flips, "refused": refused })
+        );
         return Ok(if is_good { DONE } else { REFUSED });
     }
     say!("{}: usable", path.display());
@@ -62,7 +70,9 @@ fn describe(map: &SlotMap) -> (usize, usize) {
 fn whole((primaries, served): (usize, usize)) -> Result<String, String> {
     match served == usize::from(crate::slot::SLOTS) {
         true => Ok(format!("{primaries} primaries serve all slots")),
-        false => Err(format!("only {served} of {} slots are served; see `redis-cli --cluster check`", crate::slot::SLOTS)),
+        false => {
+            Err(format!("only {served} of {} slots are served; see `redis-cli --cluster check`", crate::slot::SLOTS))
+        }
     }
 }
 

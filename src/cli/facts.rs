@@ -28,7 +28,12 @@ pub struct Fact {
 impl Fact {
     /// For [`crate::routing::flip::judge`].
     pub fn route_facts(&self) -> RouteFacts {
-        RouteFacts { coverage: self.coverage, divergence: self.open_divergence, in_doubt: self.in_doubt, untouched: false }
+        RouteFacts {
+            coverage: self.coverage,
+            divergence: self.open_divergence,
+            in_doubt: self.in_doubt,
+            untouched: false,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::cli::output::{ProgressLine, bar, print_table, size, time, say};
+use crate::cli::output::{ProgressLine, bar, print_table, say, size, time};
 use crate::cli::{DONE, Inventory as Asked};
 use crate::config::Config;
 use crate::jobs::inventory::{self, BigKey, Inventory, Tally, by_bytes};
@@ -20,7 +20,8 @@ pub fn run(config: &Config, asked: &Asked, as_json: bool) -> anyhow::Result<u8> 
     let table = Table::build(&config.routing, 1, None);
     let progress = ProgressLine::new(as_json);
     let tell = |at: inventory::Progress| {
-        progress.show(|| format!("{} {} of about {} keys", bar(at.scanned as f64, at.total as f64), at.scanned, at.total));
+        progress
+            .show(|| format!("{} {} of about {} keys", bar(at.scanned as f64, at.total as f64), at.scanned, at.total));
     };
     let found = runtime.block_on(inventory::take(&serve::standalone(config), &table, asked.top, tell));
     progress.end();
@@ -66,11 +67,17 @@ fn print(found: &Inventory, asked: &Asked) {
         say!("\nkeys without a provider begin with:");
         let mut segments: Vec<_> = found.other_segments.iter().collect();
         segments.sort_by_key(|(segment, sum)| (std::cmp::Reverse(sum.keys), (*segment).clone()));
-        let cells = segments.into_iter().take(asked.top).map(|(segment, sum)| [segment.clone(), sum.keys.to_string(), size(sum.bytes)]);
+        let cells = segments
+            .into_iter()
+            .take(asked.top)
+            .map(|(segment, sum)| [segment.clone(), sum.keys.to_string(), size(sum.bytes)]);
         print_table(["BEGIN", "KEYS", "BYTES"], cells);
     }
     if found.unsized_keys > 0 {
-        say!("\nthe server did not tell the size of {} keys (MEMORY USAGE); they count with 0 bytes", found.unsized_keys);
+        say!(
+            "\nthe server did not tell the size of {} keys (MEMORY USAGE); they count with 0 bytes",
+            found.unsized_keys
+        );
     }
     say!("\nthe whole report: {}", asked.output.display());
 }

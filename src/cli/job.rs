@@ -48,7 +48,12 @@ pub enum Flow {
 
 /// Watches a job until it ends, or until `look`, which is called between two looks at the job, says to stop; gives how the
 /// job is then.
-pub fn watch(client: &ApiClient, mut job: Value, line: ProgressLine, mut look: impl FnMut() -> anyhow::Result<Flow>) -> anyhow::Result<Value> {
+pub fn watch(
+    client: &ApiClient,
+    mut job: Value,
+    line: ProgressLine,
+    mut look: impl FnMut() -> anyhow::Result<Flow>,
+) -> anyhow::Result<Value> {
     let id = job["id"].as_u64().unwrap_or(0);
     while job["state"] == "running" && look()? == Flow::GoOn {
         line.show(|| progress(&job));
@@ -69,19 +74,29 @@ fn progress(job: &Value) -> String {
     let (scanned, total, rate) = (number("scanned"), number("keys_total").max(1.0), number("keys_per_second"));
     let left = if rate > 0.0 { (total - scanned).max(0.0) / rate } else { 0.0 };
     let kind = job["kind"].as_str().unwrap_or("job");
-    format!("{} {kind}: {scanned} of about {total} keys, {rate:.0}/s, {left:.0} s left, {} copied", bar(scanned, total), job["copied"])
+    format!(
+        "{} {kind}: {scanned} of about {total} keys, {rate:.0}/s, {left:.0} s left, {} copied",
+        bar(scanned, total),
+        job["copied"]
+    )
 }
 
 fn print(job: &Value) {
     let text = |key: &str| job[key].as_str().unwrap_or("").to_string();
     let seconds = job["seconds"].as_f64().unwrap_or(0.0);
     say!("{} {}: {}", text("kind"), text("state"), text("message"));
-    say!("{} keys of the routes among {} scanned, {} copied, in {seconds:.1} s", job["matched"], job["scanned"], job["copied"]);
+    say!(
+        "{} keys of the routes among {} scanned, {} copied, in {seconds:.1} s",
+        job["matched"],
+        job["scanned"],
+        job["copied"]
+    );
     differences(job).iter().for_each(|line| say!("  {line}"));
 }
 
 /// The keys that a verification names, and how each differs.
 pub fn differences(job: &Value) -> Vec<String> {
     let all = job["differences"].as_array().into_iter().flatten();
-    all.map(|found| format!("{}: {}", found["key"].as_str().unwrap_or(""), found["what"].as_str().unwrap_or(""))).collect()
+    all.map(|found| format!("{}: {}", found["key"].as_str().unwrap_or(""), found["what"].as_str().unwrap_or("")))
+        .collect()
 }

@@ -38,13 +38,18 @@ pub fn select(config: &Config, words: &[String], missing: Missing) -> anyhow::Re
 fn lines_of(config: &Config, word: &str, missing: Missing) -> anyhow::Result<Vec<String>> {
     let routing = &config.routing;
     let is_default = matches!(word, "new_providers" | "other_keys" | "pubsub");
-    if is_default || routing.prefixes.iter().any(|(prefix, _)| prefix == word) || routing.providers.iter().any(|(id, _)| id == word) {
+    if is_default
+        || routing.prefixes.iter().any(|(prefix, _)| prefix == word)
+        || routing.providers.iter().any(|(id, _)| id == word)
+    {
         return Ok(vec![word.to_string()]);
     }
     let Some((first, last)) = range(word) else {
         if missing == Missing::IsRefused {
             let line = &Table::build(routing, 1, None).provider_route(word.as_bytes()).name.clone();
-            bail!("proxy.toml has no line for `{word}`: as a provider it goes by `{line}`; name that, or give it a line with `cutover move {word} --to PHASE`");
+            bail!(
+                "proxy.toml has no line for `{word}`: as a provider it goes by `{line}`; name that, or give it a line with `cutover move {word} --to PHASE`"
+            );
         }
         return Ok(vec![word.to_string()]);
     };
@@ -57,7 +62,9 @@ fn lines_of(config: &Config, word: &str, missing: Missing) -> anyhow::Result<Vec
     let mut inside: Vec<(u64, String)> = routing
         .providers
         .iter()
-        .filter_map(|(id, _)| Some((id.parse::<u64>().ok().filter(|number| (first..=last).contains(number))?, id.clone())))
+        .filter_map(|(id, _)| {
+            Some((id.parse::<u64>().ok().filter(|number| (first..=last).contains(number))?, id.clone()))
+        })
         .collect();
     let mut covered = inside.len() as u64;
     for (from, to, _) in &routing.ranges {
@@ -65,7 +72,9 @@ fn lines_of(config: &Config, word: &str, missing: Missing) -> anyhow::Result<Vec
             covered += to - from + 1 - inside.iter().filter(|(id, _)| (from..=to).contains(&id)).count() as u64;
             inside.push((*from, format!("{from}..{to}")));
         } else if first <= *to && *from <= last {
-            bail!("`{word}` shares ids with the line `{from}..{to}` of proxy.toml, which moves as a whole; name that line, or split it");
+            bail!(
+                "`{word}` shares ids with the line `{from}..{to}` of proxy.toml, which moves as a whole; name that line, or split it"
+            );
         }
     }
     inside.sort();
@@ -74,10 +83,15 @@ fn lines_of(config: &Config, word: &str, missing: Missing) -> anyhow::Result<Vec
     let mut lines: Vec<String> = inside.into_iter().map(|(_, line)| line).collect();
     match (missing, has_all) {
         (_, true) => {}
-        (Missing::IsRefused, _) if lines.is_empty() => bail!("proxy.toml has no line within `{word}`; `cutover status` lists the routes"),
+        (Missing::IsRefused, _) if lines.is_empty() => {
+            bail!("proxy.toml has no line within `{word}`; `cutover status` lists the routes")
+        }
         (Missing::IsRefused, _) => {}
         (Missing::GetsLine, _) if has_ranges => {
-            bail!("`{word}` covers lines of proxy.toml and ids without one; ranges cannot overlap, so name the lines: {}", lines.join(" "))
+            bail!(
+                "`{word}` covers lines of proxy.toml and ids without one; ranges cannot overlap, so name the lines: {}",
+                lines.join(" ")
+            )
         }
         // Ids without a line get a common one; those that have one keep it and go along.
         (Missing::GetsLine, _) => lines.push(word.to_string()),
@@ -137,7 +151,11 @@ fn in_stores(config: &Config, table: &Table, as_json: bool) -> anyhow::Result<BT
     let seeds = serve::seeds(config);
     if !seeds.is_empty() {
         match runtime.block_on(topology::learn(&seeds, &SlotMap::default())) {
-            Ok(map) => places.extend(map.primaries().iter().map(|address| (Side::Cluster, Endpoint { address: address.clone(), db: 0, ..seeds[0].clone() }))),
+            Ok(map) => places.extend(
+                map.primaries()
+                    .iter()
+                    .map(|address| (Side::Cluster, Endpoint { address: address.clone(), db: 0, ..seeds[0].clone() })),
+            ),
             Err(reason) => eprintln!("the cluster is not searched for providers: {reason}"),
         }
     }
@@ -145,7 +163,9 @@ fn in_stores(config: &Config, table: &Table, as_json: bool) -> anyhow::Result<BT
     let mut found = BTreeSet::new();
     for (side, endpoint) in places {
         let tell = |at: inventory::Progress| {
-            progress.show(|| format!("{} looking for providers in {}", bar(at.scanned as f64, at.total as f64), endpoint.address));
+            progress.show(|| {
+                format!("{} looking for providers in {}", bar(at.scanned as f64, at.total as f64), endpoint.address)
+            });
         };
         let ids = runtime.block_on(inventory::providers(&endpoint, side, table, tell)).context("look for providers")?;
         found.extend(ids.into_iter().map(|id| id.to_vec()));
@@ -162,7 +182,9 @@ mod tests {
     fn config(lines: &str) -> Config {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("proxy.toml");
-        let text = format!("[standalone]\nurl = \"redis://h:1\"\n[cluster]\nseeds = [\"redis://h:2\"]\n[routing]\nkeys = [\"p:{{provider}}:*\"]\n{lines}");
+        let text = format!(
+            "[standalone]\nurl = \"redis://h:1\"\n[cluster]\nseeds = [\"redis://h:2\"]\n[routing]\nkeys = [\"p:{{provider}}:*\"]\n{lines}"
+        );
         std::fs::write(&path, text).unwrap();
         config::load(&path).unwrap()
     }

@@ -12,10 +12,10 @@ use crate::cli::api_client::ApiClient;
 use crate::cli::bake::{Baked, bake};
 use crate::cli::change::{self, Changed, Judgement};
 use crate::cli::facts::{Fact, Facts, Silence};
-use crate::cli::job::Flow;
 use crate::cli::interrupt::Interrupt;
+use crate::cli::job::Flow;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::{ProgressLine, names, time, say};
+use crate::cli::output::{ProgressLine, names, say, time};
 use crate::cli::{DONE, Migrate, REFUSED, job};
 use crate::config::Config;
 use crate::jobs::Kind;
@@ -51,7 +51,9 @@ pub fn run(config: &Config, path: &Path, asked: &Migrate, as_json: bool) -> anyh
         false => lines::select(config, &asked.routes, Missing::GetsLine)?,
     };
     if routes.is_empty() {
-        bail!("there is no provider: proxy.toml names none, and no key in the stores fits the patterns of routing.keys");
+        bail!(
+            "there is no provider: proxy.toml names none, and no key in the stores fits the patterns of routing.keys"
+        );
     }
     if routes.iter().any(|route| route == "pubsub") {
         bail!("pubsub has no keys to migrate; `cutover move pubsub --to cluster` flips it");
@@ -81,7 +83,9 @@ fn everyone(config: &Config, path: &Path, facts: &Facts, as_json: bool) -> anyho
     let named: Vec<(String, Phase)> = everyone.unnamed.iter().map(phase).collect();
     if !named.is_empty() {
         match change::change(config, path, &named, Judgement::Stands)? {
-            Changed::Refused(reason) => bail!("the providers that were found in the stores could not be given lines: {reason}"),
+            Changed::Refused(reason) => {
+                bail!("the providers that were found in the stores could not be given lines: {reason}")
+            }
             Changed::Written => bail!("the proxy went away; start it, and run this again"),
             Changed::Already | Changed::Adopted(_) => {}
         }
@@ -151,7 +155,11 @@ impl Way<'_> {
         match change::change(self.config, self.path, &changes, Judgement::Stands)? {
             Changed::Adopted(took) => self.tell(&flipped, &to.to_string(), took, "adopted"),
             Changed::Refused(reason) => return Err(Stop::Short(reason)),
-            Changed::Already => return Err(Stop::Short(format!("proxy.toml says {to} already, and the proxy goes by something else; `cutover status` tells"))),
+            Changed::Already => {
+                return Err(Stop::Short(format!(
+                    "proxy.toml says {to} already, and the proxy goes by something else; `cutover status` tells"
+                )));
+            }
             Changed::Written => return Err(Stop::Short("the proxy went away; start it again".into())),
         }
         Ok(())
@@ -163,7 +171,9 @@ impl Way<'_> {
         let deadline = Instant::now() + STORE_PATIENCE;
         while let Some(store) = Facts::read(&self.client)?.silent_store() {
             if Instant::now() >= deadline {
-                return Err(Stop::Short(format!("the {store} does not answer, and a route in phase {to} needs it; `cutover check` says more")));
+                return Err(Stop::Short(format!(
+                    "the {store} does not answer, and a route in phase {to} needs it; `cutover check` says more"
+                )));
             }
             self.check_interrupt()?;
             self.interrupt.sleep(Duration::from_millis(100));
@@ -198,13 +208,16 @@ impl Way<'_> {
             Ok(if self.interrupt.is_asked() || reason.is_some() { Flow::Stop } else { Flow::GoOn })
         })?;
         match (ended["state"] == "running", reason) {
-            (true, Some(reason)) => return Err(Stop::Short(format!("{step}: {reason}; the walk goes on in the proxy and ends by itself"))),
+            (true, Some(reason)) => {
+                return Err(Stop::Short(format!("{step}: {reason}; the walk goes on in the proxy and ends by itself")));
+            }
             (true, None) => return Err(Stop::Interrupted),
             (false, _) => {}
         }
         let message = ended["message"].as_str().unwrap_or_default();
         if job::is_good(&ended) {
-            let copied = if kind == Kind::Backfill { format!("{} keys copied, ", ended["copied"]) } else { String::new() };
+            let copied =
+                if kind == Kind::Backfill { format!("{} keys copied, ", ended["copied"]) } else { String::new() };
             self.tell(routes, step, began.elapsed(), &format!("{copied}{message}"));
             return Ok(());
         }
@@ -235,7 +248,10 @@ impl Way<'_> {
 
     fn tell(&self, routes: &[String], step: &str, took: Duration, message: &str) {
         match self.as_json {
-            true => say!("{}", json!({ "routes": routes, "step": step, "outcome": "done", "seconds": took.as_secs_f64(), "message": message })),
+            true => say!(
+                "{}",
+                json!({ "routes": routes, "step": step, "outcome": "done", "seconds": took.as_secs_f64(), "message": message })
+            ),
             false => say!("{}: {step}: {message} ({})", names(routes), time(took)),
         }
     }
@@ -243,20 +259,33 @@ impl Way<'_> {
     /// Says where the routes are, that it is safe there, and what comes next.
     fn stopped(&self, routes: &[String], rest: &[String], stop: Stop) -> anyhow::Result<u8> {
         let (outcome, reason) = match stop {
-            Stop::Error(error) => return Err(error.context(format!("migrate {}: each route is safe in its phase; run the same command again to go on", names(routes)))),
-            Stop::Interrupted => ("interrupted", "stopped by Ctrl-C; a walk that was begun goes on in the proxy".to_string()),
+            Stop::Error(error) => {
+                return Err(error.context(format!(
+                    "migrate {}: each route is safe in its phase; run the same command again to go on",
+                    names(routes)
+                )));
+            }
+            Stop::Interrupted => {
+                ("interrupted", "stopped by Ctrl-C; a walk that was begun goes on in the proxy".to_string())
+            }
             Stop::Short(reason) => ("short", reason),
         };
         let facts = Facts::read(&self.client)?;
-        let phases: Vec<(String, Phase)> = routes.iter().filter_map(|route| Some((route.clone(), facts.phase(self.config, route)?))).collect();
+        let phases: Vec<(String, Phase)> =
+            routes.iter().filter_map(|route| Some((route.clone(), facts.phase(self.config, route)?))).collect();
         if self.as_json {
-            let stay: serde_json::Map<_, _> = phases.iter().map(|(route, phase)| (route.clone(), json!(phase))).collect();
-            say!("{}", json!({ "routes": routes, "outcome": outcome, "message": reason, "phases": stay, "not_begun": rest }));
+            let stay: serde_json::Map<_, _> =
+                phases.iter().map(|(route, phase)| (route.clone(), json!(phase))).collect();
+            say!(
+                "{}",
+                json!({ "routes": routes, "outcome": outcome, "message": reason, "phases": stay, "not_begun": rest })
+            );
             return Ok(REFUSED);
         }
         eprintln!("{} stopped: {reason}", names(routes));
         for phase in Phase::ALL {
-            let there: Vec<String> = phases.iter().filter(|(_, at)| *at == phase).map(|(route, _)| route.clone()).collect();
+            let there: Vec<String> =
+                phases.iter().filter(|(_, at)| *at == phase).map(|(route, _)| route.clone()).collect();
             if !there.is_empty() {
                 eprintln!("{} stays in phase {phase}: {}", names(&there), whats_next(phase));
             }
@@ -276,7 +305,9 @@ impl Way<'_> {
         }
         say!("{} {} through, in {}", names(routes), if routes.len() == 1 { "is" } else { "are" }, time(took));
         if !self.asked.finish {
-            say!("next: the cluster answers and the standalone still gets every write; `cutover rollback` undoes it, `cutover migrate --finish` ends it");
+            say!(
+                "next: the cluster answers and the standalone still gets every write; `cutover rollback` undoes it, `cutover migrate --finish` ends it"
+            );
         }
     }
 }
@@ -284,8 +315,12 @@ impl Way<'_> {
 fn whats_next(phase: Phase) -> &'static str {
     match phase {
         Phase::Standalone => "nothing was begun",
-        Phase::DualStandalone => "the standalone answers as ever; `cutover verify --repair` copies what differs, `cutover rollback` undoes the copying",
-        Phase::DualCluster => "the cluster answers and the standalone gets every write; `cutover rollback` loses nothing",
+        Phase::DualStandalone => {
+            "the standalone answers as ever; `cutover verify --repair` copies what differs, `cutover rollback` undoes the copying"
+        }
+        Phase::DualCluster => {
+            "the cluster answers and the standalone gets every write; `cutover rollback` loses nothing"
+        }
         Phase::Cluster => "it is moved",
     }
 }

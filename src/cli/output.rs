@@ -68,7 +68,9 @@ pub fn bar(done: f64, total: f64) -> String {
 /// Many names in a few: `1, 2, 3 and 97 more`.
 pub fn names(routes: &[String]) -> String {
     match routes {
-        [first, second, third, rest @ ..] if rest.len() > 1 => format!("{first}, {second}, {third} and {} more", rest.len()),
+        [first, second, third, rest @ ..] if rest.len() > 1 => {
+            format!("{first}, {second}, {third} and {} more", rest.len())
+        }
         few => few.join(", "),
     }
 }

@@ -12,7 +12,7 @@ use crate::cli::change::{self, Changed, Judgement};
 use crate::cli::facts::Facts;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::{names, time, say};
+use crate::cli::output::{names, say, time};
 use crate::cli::{DONE, REFUSED, Rollback};
 use crate::config::Config;
 use crate::routing::flip::{self, Flip};
@@ -37,7 +37,9 @@ pub fn run(config: &Config, path: &Path, asked: &Rollback, as_json: bool) -> any
     let mut back: Vec<Change> = Vec::new();
     for route in &routes {
         match facts.phase(config, route) {
-            None => bail!("`{route}` has no keys of its own that could go back; `cutover move {route} --to standalone` changes it"),
+            None => bail!(
+                "`{route}` has no keys of its own that could go back; `cutover move {route} --to standalone` changes it"
+            ),
             Some(phase) => back.extend(before(phase).map(|to| (route.clone(), to))),
         }
     }
@@ -98,7 +100,10 @@ fn say_refused(back: &[Change], reasons: &[String], as_json: bool) -> u8 {
     } else {
         let routes: Vec<String> = back.iter().map(|(route, _)| route.clone()).collect();
         eprintln!("refused: {}", reasons.join("\nrefused: "));
-        eprintln!("{}: nothing was changed. --force goes back all the same; what only the cluster has is then lost", names(&routes));
+        eprintln!(
+            "{}: nothing was changed. --force goes back all the same; what only the cluster has is then lost",
+            names(&routes)
+        );
     }
     REFUSED
 }
@@ -107,7 +112,10 @@ fn say_done(back: &[Change], changed: &Changed, refused: &[String], as_json: boo
     let took = if let Changed::Adopted(took) = changed { Some(*took) } else { None };
     if as_json {
         let flips: Vec<_> = back.iter().map(|(route, to)| json!({ "route": route, "to": to })).collect();
-        say!("{}", json!({ "routes": flips, "adopted_ms": took.map(|took| took.as_secs_f64() * 1e3), "refused": refused }));
+        say!(
+            "{}",
+            json!({ "routes": flips, "adopted_ms": took.map(|took| took.as_secs_f64() * 1e3), "refused": refused })
+        );
         return;
     }
     let mut by_phase: HashMap<Phase, Vec<String>> = HashMap::new();
@@ -121,7 +129,9 @@ fn say_done(back: &[Change], changed: &Changed, refused: &[String], as_json: boo
             None => say!("{} → {to}, written; no proxy runs with this file", names(routes)),
         }
         if to == Phase::DualCluster {
-            say!("  the standalone is being given what it lacks; when `cutover status` says synced, `cutover rollback` goes on to dual-standalone");
+            say!(
+                "  the standalone is being given what it lacks; when `cutover status` says synced, `cutover rollback` goes on to dual-standalone"
+            );
         }
     }
     refused.iter().for_each(|reason| eprintln!("refused: {reason}"));

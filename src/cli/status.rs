@@ -24,7 +24,8 @@ pub fn run(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<u8>
         };
         if as_json {
             let head = ["table_version", "stores", "refused", "clients", "requests_total", "refused_requests"];
-            let mut document: serde_json::Map<String, Value> = head.iter().map(|key| (key.to_string(), table[*key].clone())).collect();
+            let mut document: serde_json::Map<String, Value> =
+                head.iter().map(|key| (key.to_string(), table[*key].clone())).collect();
             document.insert("routes".into(), json!(shown));
             say!("{}", Value::Object(document));
         } else {
@@ -115,5 +116,13 @@ fn cells(route: &Value) -> [String; 7] {
         Some(line) => format!("{} (by {line})", text("id")),
         None => text("id"),
     };
-    [id, text("phase"), text("leader"), number("keys_copied"), synced.into(), number("open_divergence"), number("ops_per_second")]
+    [
+        id,
+        text("phase"),
+        text("leader"),
+        number("keys_copied"),
+        synced.into(),
+        number("open_divergence"),
+        number("ops_per_second"),
+    ]
 }

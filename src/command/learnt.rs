@@ -55,7 +55,9 @@ fn parse(frame: &[u8]) -> Option<CommandSpec> {
         _ => Access::Read,
     };
     let kind = match first {
-        _ if has("movablekeys") => Kind::Refused("it is newer than this proxy, and COMMAND INFO does not tell where its keys are"),
+        _ if has("movablekeys") => {
+            Kind::Refused("it is newer than this proxy, and COMMAND INFO does not tell where its keys are")
+        }
         _ if has("blocking") => Kind::Blocking,
         0 => Kind::Keyless,
         _ => Kind::Keyed,
@@ -85,7 +87,10 @@ mod tests {
         let frame = b"*1\r\n*7\r\n$8\r\njson.foo\r\n:-3\r\n*2\r\n+write\r\n+denyoom\r\n:1\r\n:1\r\n:1\r\n*0\r\n";
         assert!(find(b"JSON.FOO").is_none());
         let spec = learn(frame).unwrap();
-        assert_eq!((spec.arity, spec.access, spec.kind, spec.effect), (-3, Access::Write, Kind::Keyed, EffectKind::Copy));
+        assert_eq!(
+            (spec.arity, spec.access, spec.kind, spec.effect),
+            (-3, Access::Write, Kind::Keyed, EffectKind::Copy)
+        );
         assert!(std::ptr::eq(find(b"Json.Foo").unwrap(), spec));
         assert!(learn(b"*1\r\n*-1\r\n").is_none(), "the server says nil for what it does not know");
     }

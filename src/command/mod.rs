@@ -26,7 +26,11 @@ pub type KeyPositions = SmallVec<[usize; 4]>;
 pub enum Keys {
     None,
     /// Redis's own notation: argument indexes, a negative last one counts from the end.
-    Range { first: i16, last: i16, step: i16 },
+    Range {
+        first: i16,
+        last: i16,
+        step: i16,
+    },
     /// By its arguments; `None` where they can't be understood, and then the store says what is wrong with them.
     Irregular(fn(&Request) -> Option<KeyPositions>),
 }
@@ -135,7 +139,9 @@ pub fn keys_of(spec: &CommandSpec, request: &Request) -> Option<KeyPositions> {
 
 /// Whether a reply, or an error, may name keys.
 pub fn tells_keys(spec: &CommandSpec) -> bool {
-    spec.name.starts_with('X') || matches!(spec.kind, Kind::Blocking | Kind::Script) || matches!(spec.name, "LMPOP" | "ZMPOP")
+    spec.name.starts_with('X')
+        || matches!(spec.kind, Kind::Blocking | Kind::Script)
+        || matches!(spec.name, "LMPOP" | "ZMPOP")
 }
 
 /// Whether an argument stands among the options from `from` on.
@@ -170,7 +176,10 @@ pub fn access_of(spec: &CommandSpec, request: &Request) -> Access {
 pub fn effect_of(spec: &CommandSpec, request: &Request) -> EffectKind {
     match spec.name {
         "SET" if request.len() == 3 => EffectKind::Overwrite,
-        "ZADD" if request.len() > 4 && (2..request.len() - 2).any(|index| request.arg(index).eq_ignore_ascii_case(b"INCR")) => {
+        "ZADD"
+            if request.len() > 4
+                && (2..request.len() - 2).any(|index| request.arg(index).eq_ignore_ascii_case(b"INCR")) =>
+        {
             EffectKind::Score
         }
         _ => spec.effect,

@@ -26,7 +26,10 @@ pub fn lookup(name: &[u8]) -> Option<&'static CommandSpec> {
 #[inline]
 pub fn place(spec: &'static CommandSpec) -> u32 {
     let offset = (std::ptr::from_ref(spec) as usize).wrapping_sub(TABLE.as_ptr() as usize);
-    u32::try_from(offset / size_of::<CommandSpec>()).ok().filter(|place| (*place as usize) < TABLE.len()).unwrap_or(u32::MAX)
+    u32::try_from(offset / size_of::<CommandSpec>())
+        .ok()
+        .filter(|place| (*place as usize) < TABLE.len())
+        .unwrap_or(u32::MAX)
 }
 
 /// The row at a place.

@@ -46,14 +46,22 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
     if let Some(format) = &file.log.format
         && !["human", "json"].contains(&format.get_ref().as_str())
     {
-        findings.push(reporter.at(format.span(), format!("`{}` is no log format", format.get_ref()), Some("human or json".into())));
+        findings.push(reporter.at(
+            format.span(),
+            format!("`{}` is no log format", format.get_ref()),
+            Some("human or json".into()),
+        ));
     }
     let routing = routing(&file, reporter, &mut findings);
-    let needs_cluster = routing.providers.iter().map(|(_, phase)| *phase).chain(routing.ranges.iter().map(|range| range.2));
+    let needs_cluster =
+        routing.providers.iter().map(|(_, phase)| *phase).chain(routing.ranges.iter().map(|range| range.2));
     let defaults = [routing.new_providers, routing.other_keys, routing.pubsub];
     let mut all = needs_cluster.chain(routing.prefixes.iter().map(|(_, phase)| *phase)).chain(defaults);
     if cluster.is_none() && all.any(|phase| phase != Phase::Standalone) {
-        findings.push(reporter.whole("a route needs the cluster, and there is no [cluster] section", Some("add [cluster] with seeds = [\"redis://host:port\"]".into())));
+        findings.push(reporter.whole(
+            "a route needs the cluster, and there is no [cluster] section",
+            Some("add [cluster] with seeds = [\"redis://host:port\"]".into()),
+        ));
     }
     let flip_timeout = file.routing.flip_timeout.as_ref().map(|text| (text, humantime::parse_duration(text.get_ref())));
     if let Some((text, Err(error))) = &flip_timeout {
@@ -117,7 +125,11 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
     for pair in spans.windows(2) {
         if pair[1].0 <= pair[0].1 && pair[0].0 <= pair[0].1 && pair[1].0 <= pair[1].1 {
             let message = format!("this range shares ids with {}..{}", pair[0].0, pair[0].1);
-            findings.push(reporter.at(pair[1].2.clone(), message, Some("ranges must not overlap; an exact id may lie in one".into())));
+            findings.push(reporter.at(
+                pair[1].2.clone(),
+                message,
+                Some("ranges must not overlap; an exact id may lie in one".into()),
+            ));
         }
     }
     for (.., span) in spans.iter().filter(|span| span.0 > span.1) {

@@ -63,6 +63,10 @@ mod tests {
         let added = set_phase(text, "9", Phase::Cluster).unwrap();
         let both = set_phases(text, &[("7".into(), Phase::DualStandalone), ("9".into(), Phase::Cluster)]).unwrap();
         assert_eq!(both, set_phase(&edited, "9", Phase::Cluster).unwrap());
-        assert!(added.starts_with(text) && (added.ends_with("9 = \"cluster\"\n") || added.ends_with("\"9\" = \"cluster\"\n")), "{added}");
+        assert!(
+            added.starts_with(text)
+                && (added.ends_with("9 = \"cluster\"\n") || added.ends_with("\"9\" = \"cluster\"\n")),
+            "{added}"
+        );
     }
 }

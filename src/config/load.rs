@@ -139,7 +139,8 @@ fn substitute(file: &str, text: &str) -> Result<String, Report> {
                 let begin = text.len() - rest.len() + at;
                 let reporter = Reporter { file, text };
                 let help = Some(format!("export {name}=… before starting cutover"));
-                let finding = reporter.at(begin..begin + end + 1, format!("`{name}` is not set in the environment"), help);
+                let finding =
+                    reporter.at(begin..begin + end + 1, format!("`{name}` is not set in the environment"), help);
                 return Err(Report { findings: vec![finding] });
             }
         }

@@ -42,7 +42,11 @@ impl fmt::Display for Finding {
             write!(out, "\n --> {}", self.file)?;
         } else {
             let gutter = " ".repeat(self.line.to_string().len());
-            write!(out, "\n{gutter}--> {}:{}:{}\n{gutter} |\n{} | {}", self.file, self.line, self.column, self.line, self.text)?;
+            write!(
+                out,
+                "\n{gutter}--> {}:{}:{}\n{gutter} |\n{} | {}",
+                self.file, self.line, self.column, self.line, self.text
+            )?;
             write!(out, "\n{gutter} | {}{}", " ".repeat(self.column - 1), "^".repeat(self.width.max(1)))?;
         }
         match &self.help {

@@ -53,7 +53,13 @@ pub struct Adopter {
 
 impl Adopter {
     /// `table` is the one that the workers were started with.
-    pub fn new(table: Arc<ArcSwap<Table>>, peers: Peers, state: StateFile, flip_timeout: Duration, loss: Arc<Loss>) -> Self {
+    pub fn new(
+        table: Arc<ArcSwap<Table>>,
+        peers: Peers,
+        state: StateFile,
+        flip_timeout: Duration,
+        loss: Arc<Loss>,
+    ) -> Self {
         Self {
             table,
             peers,
@@ -137,7 +143,9 @@ impl Adopter {
         }
         if let Err(error) = self.save(&new, false) {
             self.install(&old).await;
-            return Err(Refused(vec![format!("the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again")]));
+            return Err(Refused(vec![format!(
+                "the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again"
+            )]));
         }
         // The workers first: whoever reads the table here and sends a copy is heard after they have it too.
         self.install(&new).await;
@@ -254,7 +262,10 @@ impl Adopter {
         let dual: Vec<&Route> = table.routes().iter().filter(|route| route.dual.is_some()).collect();
         dual.iter().filter_map(|route| route.dual.as_ref()).for_each(|dual| dual.set_in_doubt(true));
         if !dual.is_empty() {
-            tracing::warn!(routes = dual.len(), "every dual route is in doubt until a backfill has gone through it, which begins now");
+            tracing::warn!(
+                routes = dual.len(),
+                "every dual route is in doubt until a backfill has gone through it, which begins now"
+            );
             if let Err(error) = self.save(&table, false) {
                 tracing::error!(%error, "write state file: the doubt is remembered by this run only; an unclean end puts the routes in doubt all the same");
             }
@@ -271,7 +282,8 @@ impl Adopter {
     /// writing for all of them, because a walk over a thousand providers would else sync a thousand files.
     pub fn set_knowledge(&self, routes: &[RouteName], coverage: Coverage, doubt: Doubt) -> std::io::Result<()> {
         let table = self.table.load_full();
-        let found: Vec<&Route> = routes.iter().filter_map(|name| table.find(name)).filter(|route| route.dual.is_some()).collect();
+        let found: Vec<&Route> =
+            routes.iter().filter_map(|name| table.find(name)).filter(|route| route.dual.is_some()).collect();
         let names: HashSet<&RouteName> = found.iter().map(|route| &route.name).collect();
         let mut snapshot = snapshot_of(&table, false);
         for record in snapshot.routes.iter_mut().filter(|record| names.contains(&record.route)) {
@@ -304,7 +316,10 @@ fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
         // Diverged keys of a mirrored route are known to this run only.
         in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt() || dual.divergence() > 0),
     });
-    let naming = Naming { cluster_keys: table.cluster_keys(), keys: table.patterns().0.iter().map(ToString::to_string).collect() };
+    let naming = Naming {
+        cluster_keys: table.cluster_keys(),
+        keys: table.patterns().0.iter().map(ToString::to_string).collect(),
+    };
     Snapshot { version: table.version(), clean, routes: records.collect(), naming: Some(naming) }
 }
 
@@ -367,8 +382,7 @@ fn renames(old: &Table, new: &Table) -> Option<String> {
 
 fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Result<(), Refused> {
     let facts = |route: &RouteName| facts(old, route);
-    flip::judge(flips, facts, forced)
-        .map_err(|refused| Refused(refused.iter().map(ToString::to_string).collect()))
+    flip::judge(flips, facts, forced).map_err(|refused| Refused(refused.iter().map(ToString::to_string).collect()))
 }
 
 fn facts(table: &Table, route: &RouteName) -> RouteFacts {
@@ -380,4 +394,3 @@ fn facts(table: &Table, route: &RouteName) -> RouteFacts {
         untouched: false,
     }
 }
-

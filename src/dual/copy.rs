@@ -122,7 +122,13 @@ impl Inner {
         });
     }
 
-    pub(super) async fn bring_over(self: &Rc<Self>, key: &Bytes, leader: Side, payload: Answer, expiry: Answer) -> Fetched {
+    pub(super) async fn bring_over(
+        self: &Rc<Self>,
+        key: &Bytes,
+        leader: Side,
+        payload: Answer,
+        expiry: Answer,
+    ) -> Fetched {
         if self.keep_dump(key, payload, expiry).await != Outcome::Done {
             return Fetched::Failed;
         }
@@ -156,7 +162,8 @@ impl Inner {
     pub(super) fn repair(self: &Rc<Self>) {
         // During a flip nothing new begins in a lane.
         let can_reach = |side| self.stores.is_up(side);
-        let is_wanted = self.lane.borrow().sizes().1 > 0 && can_reach(StoreSide::Standalone) && can_reach(StoreSide::Cluster);
+        let is_wanted =
+            self.lane.borrow().sizes().1 > 0 && can_reach(StoreSide::Standalone) && can_reach(StoreSide::Cluster);
         if !is_wanted || self.lanes.has_closed() {
             return;
         }

@@ -392,7 +392,8 @@ mod tests {
 
     fn sent(words: &str, reply: &str, expiry: i64) -> Option<String> {
         let bytes = effect_of(words, reply, expiry, 7)?.bytes;
-        let text = |range: std::ops::Range<usize>| String::from_utf8(reply::bulk(&bytes[range]).unwrap().to_vec()).unwrap();
+        let text =
+            |range: std::ops::Range<usize>| String::from_utf8(reply::bulk(&bytes[range]).unwrap().to_vec()).unwrap();
         Some(reply::elements(&bytes)?.into_iter().map(text).collect::<Vec<_>>().join(" "))
     }
 
@@ -438,7 +439,11 @@ mod tests {
             ("DEL k", ":0|", -2, Some("DEL k")),
         ];
         for (words, reply, expiry, expected) in cases {
-            assert_eq!(sent(words, reply, *expiry).as_deref(), *expected, "{words} answered {reply} with expiry {expiry}");
+            assert_eq!(
+                sent(words, reply, *expiry).as_deref(),
+                *expected,
+                "{words} answered {reply} with expiry {expiry}"
+            );
         }
     }
 
@@ -464,11 +469,25 @@ mod tests {
 
     #[test]
     fn answers_agree_by_value_and_not_by_form() {
-        for (one, other) in [(":1|", ":1|"), ("$3|0.1|", "$19|0.10000000000000001|"), ("$1|2|", ",2|"), ("$-1|", "_|"), ("*1|$1|a|", "*1|$1|a|")] {
-            assert!(agrees(one.replace('|', "\r\n").as_bytes(), other.replace('|', "\r\n").as_bytes()), "{one} {other}");
+        for (one, other) in [
+            (":1|", ":1|"),
+            ("$3|0.1|", "$19|0.10000000000000001|"),
+            ("$1|2|", ",2|"),
+            ("$-1|", "_|"),
+            ("*1|$1|a|", "*1|$1|a|"),
+        ] {
+            assert!(
+                agrees(one.replace('|', "\r\n").as_bytes(), other.replace('|', "\r\n").as_bytes()),
+                "{one} {other}"
+            );
         }
-        for (one, other) in [(":1|", ":0|"), ("$1|a|", "$1|b|"), ("*1|$1|a|", "*1|$1|b|"), ("*1|$1|a|", "*0|"), ("+OK|", "$-1|")] {
-            assert!(!agrees(one.replace('|', "\r\n").as_bytes(), other.replace('|', "\r\n").as_bytes()), "{one} {other}");
+        for (one, other) in
+            [(":1|", ":0|"), ("$1|a|", "$1|b|"), ("*1|$1|a|", "*1|$1|b|"), ("*1|$1|a|", "*0|"), ("+OK|", "$-1|")]
+        {
+            assert!(
+                !agrees(one.replace('|', "\r\n").as_bytes(), other.replace('|', "\r\n").as_bytes()),
+                "{one} {other}"
+            );
         }
     }
 }

@@ -62,18 +62,41 @@ pub enum Target {
 /// Whoever waits for a store's answer.
 pub enum EngineWaiter {
     /// A request on a route without a follower.
-    Direct { engine: Rc<Inner>, to: ReplyTo, ticket: Ticket },
+    Direct {
+        engine: Rc<Inner>,
+        to: ReplyTo,
+        ticket: Ticket,
+    },
     /// The same, where the reply names keys as the cluster calls them.
-    Renamed { engine: Rc<Inner>, to: ReplyTo, ticket: Ticket, request: Request, spec: &'static CommandSpec },
+    Renamed {
+        engine: Rc<Inner>,
+        to: ReplyTo,
+        ticket: Ticket,
+        request: Request,
+        spec: &'static CommandSpec,
+    },
     /// Somebody on this worker awaits the reply.
     Once(oneshot::Sender<Result<Bytes, LinkError>>),
     /// A PING that is timed.
     Probe(Rc<Timing>),
     /// A step of a lane operation.
-    Led { engine: Rc<Inner>, op: usize },
-    Asked { engine: Rc<Inner>, op: usize, question: Question },
-    Followed { engine: Rc<Inner>, op: usize },
-    Checked { engine: Rc<Inner>, op: usize },
+    Led {
+        engine: Rc<Inner>,
+        op: usize,
+    },
+    Asked {
+        engine: Rc<Inner>,
+        op: usize,
+        question: Question,
+    },
+    Followed {
+        engine: Rc<Inner>,
+        op: usize,
+    },
+    Checked {
+        engine: Rc<Inner>,
+        op: usize,
+    },
 }
 
 impl Waiter for EngineWaiter {
@@ -85,7 +108,8 @@ impl Waiter for EngineWaiter {
             }
             Self::Renamed { engine, to, ticket, request, spec } => {
                 engine.sessions.leave(ticket);
-                let outcome = outcome.map_err(|error| refusal_of(&error)).map(|reply| engine.own_reply(spec, &request, reply));
+                let outcome =
+                    outcome.map_err(|error| refusal_of(&error)).map(|reply| engine.own_reply(spec, &request, reply));
                 to.port.deliver(to.seq, outcome);
             }
             Self::Once(sender) => {
@@ -270,13 +294,22 @@ impl Engine {
         let wanted = table.slot_of(first);
         keys.iter().all(|key| {
             let plan = Plan::of(&table, key);
-            plan.follower.is_none() && plan.leader == leader && (leader == Side::Standalone || table.slot_of(key) == wanted)
+            plan.follower.is_none()
+                && plan.leader == leader
+                && (leader == Side::Standalone || table.slot_of(key) == wanted)
         })
     }
 
     /// Sends a request whose keys `is_simple` accepted, under the plan of its first key; without a key to the standalone.
     /// The gate is the caller's to look at, before.
-    pub fn submit(&self, request: Request, spec: &'static CommandSpec, keys: &[usize], protocol: Protocol, to: ReplyTo) {
+    pub fn submit(
+        &self,
+        request: Request,
+        spec: &'static CommandSpec,
+        keys: &[usize],
+        protocol: Protocol,
+        to: ReplyTo,
+    ) {
         let inner = &self.0;
         let Some(&first) = keys.first() else {
             let ticket = inner.sessions.enter(0);
@@ -391,7 +424,13 @@ pub struct Load {
 }
 
 impl Inner {
-    pub(super) async fn call(&self, target: &Target, request: &Bytes, replies: u32, protocol: Protocol) -> Result<Bytes, LinkError> {
+    pub(super) async fn call(
+        &self,
+        target: &Target,
+        request: &Bytes,
+        replies: u32,
+        protocol: Protocol,
+    ) -> Result<Bytes, LinkError> {
         let (sender, receiver) = oneshot::channel();
         let (waiter, protocol) = (EngineWaiter::Once(sender), Some(protocol));
         match target {
@@ -588,7 +627,9 @@ impl Inner {
         let table = self.table.borrow();
         let forgotten = self.lane.borrow_mut().forget(|key| {
             let plan = Plan::of(&table, key);
-            let Some(dual) = plan.dual.as_ref().filter(|_| matches!(Mode::of(&plan), Mode::Mirror { .. })) else { return false };
+            let Some(dual) = plan.dual.as_ref().filter(|_| matches!(Mode::of(&plan), Mode::Mirror { .. })) else {
+                return false;
+            };
             if !dual.is_in_doubt() {
                 dual.set_in_doubt(true);
             }
@@ -596,8 +637,10 @@ impl Inner {
             true
         });
         if forgotten > 0 {
-            tracing::error!(keys = forgotten, "more diverged keys than are remembered one by one; their routes are in doubt as a whole until a backfill has gone through them, which begins by itself");
+            tracing::error!(
+                keys = forgotten,
+                "more diverged keys than are remembered one by one; their routes are in doubt as a whole until a backfill has gone through them, which begins by itself"
+            );
         }
     }
 }
-

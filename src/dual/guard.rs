@@ -139,7 +139,15 @@ impl Engine {
         // In one order for everybody, so that two commands never wait for each other.
         dual.sort_by(|one, other| one.0.cmp(&other.0));
         dual.dedup_by(|one, other| one.0 == other.0);
-        let mut guard = Guard { engine: self.clone(), tickets, plans, resync: Vec::new(), shared: Vec::new(), held: Vec::new(), over: false };
+        let mut guard = Guard {
+            engine: self.clone(),
+            tickets,
+            plans,
+            resync: Vec::new(),
+            shared: Vec::new(),
+            held: Vec::new(),
+            over: false,
+        };
         for (key, mode) in dual {
             let first_touch = mode == Mode::FirstTouch;
             if !first_touch || hold == Hold::No {
@@ -147,7 +155,11 @@ impl Engine {
                     guard.finish(Outcome::Refused).await;
                     return Err(refusal);
                 }
-                if mode.is_strict() { guard.shared.push(key) } else { guard.resync.push(key) }
+                if mode.is_strict() {
+                    guard.shared.push(key)
+                } else {
+                    guard.resync.push(key)
+                }
                 continue;
             }
             let (granted, wait) = oneshot::channel();

@@ -64,7 +64,8 @@ impl Journal {
         let found = read(&path)?;
         let file = rewrite(&path, &found.open)?;
         let (length, open) = (size_of(&found.open), found.open.clone());
-        let writer = Writer { file, path, length, live: length, open, compact_at: COMPACT_BYTES, bound: COMPACT_BYTES, totals };
+        let writer =
+            Writer { file, path, length, live: length, open, compact_at: COMPACT_BYTES, bound: COMPACT_BYTES, totals };
         writer.tell();
         let (orders, inbox) = mpsc::channel();
         std::thread::Builder::new().name("journal".into()).spawn(move || writer.run(&inbox))?;
@@ -130,7 +131,11 @@ impl Writer<File> {
         }
         match rewrite(&self.path, &self.open) {
             Ok(file) => {
-                tracing::info!(from_bytes = self.length, to_bytes = self.live, "the journal was rewritten with the open keys alone");
+                tracing::info!(
+                    from_bytes = self.length,
+                    to_bytes = self.live,
+                    "the journal was rewritten with the open keys alone"
+                );
                 (self.file, self.length, self.compact_at) = (file, self.live, self.bound);
             }
             Err(error) => {
@@ -252,8 +257,12 @@ fn head_crc(head: &[u8]) -> [u8; 2] {
 enum Tail {
     Whole,
     /// Within its last record.
-    Cut { at: usize },
-    Damaged { at: usize },
+    Cut {
+        at: usize,
+    },
+    Damaged {
+        at: usize,
+    },
 }
 
 /// The keys that are open after all whole records.
@@ -403,18 +412,26 @@ mod tests {
                 let directory = tempfile::tempdir().unwrap();
                 let path = directory.path().join("journal");
                 let (room_left, cuts_left) = (Arc::new(AtomicU64::new(room as u64)), Arc::new(AtomicU64::new(cuts)));
-                let file = Small { file: rewrite(&path, &HashSet::new()).unwrap(), room: room_left.clone(), cuts: cuts_left.clone() };
+                let file = Small {
+                    file: rewrite(&path, &HashSet::new()).unwrap(),
+                    room: room_left.clone(),
+                    cuts: cuts_left.clone(),
+                };
                 let mut writer = writer(file, &path, u64::MAX);
                 let told = Arc::new(AtomicU64::new(0));
                 for name in ["first", "second"] {
-                    let (tell, before, told_before, mut tries) = (told.clone(), writer.open.clone(), told.load(Ordering::Relaxed), 0);
+                    let (tell, before, told_before, mut tries) =
+                        (told.clone(), writer.open.clone(), told.load(Ordering::Relaxed), 0);
                     let done: Done = Box::new(move || {
                         tell.fetch_add(1, Ordering::Relaxed);
                     });
                     let order = Order { op: ADD, key: Bytes::from_static(name.as_bytes()), done: Some(done) };
                     writer.write_until_done(vec![order], || {
                         let (open, tail) = recover(&fs::read(&path).unwrap());
-                        assert!(open == before && !matches!(tail, Tail::Damaged { .. }), "room {room}, cuts {cuts}: {tail:?}");
+                        assert!(
+                            open == before && !matches!(tail, Tail::Damaged { .. }),
+                            "room {room}, cuts {cuts}: {tail:?}"
+                        );
                         assert_eq!(told.load(Ordering::Relaxed), told_before);
                         tries += 1;
                         if tries > 2 {
@@ -424,7 +441,11 @@ mod tests {
                     });
                 }
                 assert_eq!(told.load(Ordering::Relaxed), 2);
-                assert_eq!(recover(&fs::read(&path).unwrap()), (keys(&["first", "second"]), Tail::Whole), "room {room}, cuts {cuts}");
+                assert_eq!(
+                    recover(&fs::read(&path).unwrap()),
+                    (keys(&["first", "second"]), Tail::Whole),
+                    "room {room}, cuts {cuts}"
+                );
             }
         }
     }
@@ -454,6 +475,9 @@ mod tests {
             longest = if n < 300 { 0 } else { length.max(longest) };
         }
         assert!(longest < 520, "{longest}");
-        assert_eq!(recover(&fs::read(&path).unwrap()), (keys(&["key 0", "key 300", "key 600", "key 900"]), Tail::Whole));
+        assert_eq!(
+            recover(&fs::read(&path).unwrap()),
+            (keys(&["key 0", "key 300", "key 600", "key 900"]), Tail::Whole)
+        );
     }
 }

@@ -73,26 +73,49 @@ pub enum Work {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order<O> {
     /// Append the operation to the leader's link, report `led`. `follow`: its effect will be wanted if it succeeds.
-    Lead { op: O, follow: bool },
+    Lead {
+        op: O,
+        follow: bool,
+    },
     /// Append the operation's effect to the follower's link, report `followed`.
-    Follow { op: O },
+    Follow {
+        op: O,
+    },
     /// Append DUMP and PEXPIRETIME of the key to the leader's link, report `dumped`; the engine keeps the payload.
-    Dump { key: Bytes },
+    Dump {
+        key: Bytes,
+    },
     /// Append RESTORE … REPLACE, or DEL where the dump said absent, to the follower's link, report `restored`.
-    Restore { key: Bytes },
+    Restore {
+        key: Bytes,
+    },
     /// Bring the key from the follower to the leader unless the leader has it, report how it was [`Fetched`].
-    Fetch { key: Bytes },
+    Fetch {
+        key: Bytes,
+    },
     /// Write the key to the journal and have it on disk, report `journaled`. Nobody is answered before.
-    Journal { key: Bytes },
+    Journal {
+        key: Bytes,
+    },
     /// The operation is over and its client may be answered.
-    Reply { op: O },
+    Reply {
+        op: O,
+    },
     /// The operation is over: the key could not be fetched, so nothing was done.
-    Unavailable { op: O },
+    Unavailable {
+        op: O,
+    },
     /// A `Hold` was granted.
-    Granted { op: O },
+    Granted {
+        op: O,
+    },
     /// The key became diverged, or ceased to be.
-    Diverged { key: Bytes },
-    Repaired { key: Bytes },
+    Diverged {
+        key: Bytes,
+    },
+    Repaired {
+        key: Bytes,
+    },
 }
 
 /// What became of something that was sent to a store.
@@ -353,7 +376,15 @@ impl<O: Clone + PartialEq> Lane<O> {
 
     /// The leader answered an operation that had been ordered with `Lead`. In mirror mode the client has its reply.
     /// `Order::Follow` comes out if the effect is to be sent.
-    pub fn led(&mut self, key: &Bytes, op: O, follow: bool, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+    pub fn led(
+        &mut self,
+        key: &Bytes,
+        op: O,
+        follow: bool,
+        outcome: Outcome,
+        generation: u32,
+        orders: &mut Vec<Order<O>>,
+    ) {
         let Some(entry) = self.entries.get_mut(key) else {
             match outcome {
                 Outcome::Done if follow => orders.push(Order::Follow { op }),
@@ -399,7 +430,15 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// The follower answered an effect. `whole`: the effect leaves a whole value (an overwrite).
-    pub fn followed(&mut self, key: &Bytes, op: O, outcome: Outcome, whole: bool, generation: u32, orders: &mut Vec<Order<O>>) {
+    pub fn followed(
+        &mut self,
+        key: &Bytes,
+        op: O,
+        outcome: Outcome,
+        whole: bool,
+        generation: u32,
+        orders: &mut Vec<Order<O>>,
+    ) {
         if let Some(entry) = self.entries.get_mut(key)
             && matches!(&entry.stage, Stage::Following { op: following } if *following == op)
         {
@@ -745,7 +784,10 @@ mod tests {
         lane.fetched(&key(), Fetched::Unproven, 0, &mut orders);
         lane.dumped(&key(), Outcome::Done, 0, &mut orders);
         lane.restored(&key(), Outcome::Done, 0, &mut orders);
-        assert_eq!(orders, [Order::Dump { key: key() }, Order::Restore { key: key() }, Order::Lead { op: 1, follow: true }]);
+        assert_eq!(
+            orders,
+            [Order::Dump { key: key() }, Order::Restore { key: key() }, Order::Lead { op: 1, follow: true }]
+        );
     }
 
     #[test]

@@ -15,22 +15,55 @@ use crate::routing::{Side, Table};
 /// What workers say to each other and what the control thread and its jobs say to them.
 pub enum Message {
     Lane(Box<RemoteOp>),
-    Reply { id: usize, outcome: Result<Bytes, Refusal> },
-    Resync { key: Bytes, done: Option<oneshot::Sender<Result<(), Refusal>>> },
-    Touch { key: Bytes, done: oneshot::Sender<Result<(), Refusal>> },
-    Hold { key: Bytes, granted: oneshot::Sender<Result<(), Refusal>> },
-    Release { key: Bytes, outcome: Outcome, done: oneshot::Sender<Result<(), Refusal>> },
-    Journaled { key: Bytes },
-    Recover { key: Bytes },
+    Reply {
+        id: usize,
+        outcome: Result<Bytes, Refusal>,
+    },
+    Resync {
+        key: Bytes,
+        done: Option<oneshot::Sender<Result<(), Refusal>>>,
+    },
+    Touch {
+        key: Bytes,
+        done: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Hold {
+        key: Bytes,
+        granted: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Release {
+        key: Bytes,
+        outcome: Outcome,
+        done: oneshot::Sender<Result<(), Refusal>>,
+    },
+    Journaled {
+        key: Bytes,
+    },
+    Recover {
+        key: Bytes,
+    },
     /// Closes the sessions' or the lanes' gate and answers when it is drained.
-    Close { stage: Stage, routes: Vec<u64>, all: bool, drained: oneshot::Sender<()> },
+    Close {
+        stage: Stage,
+        routes: Vec<u64>,
+        all: bool,
+        drained: oneshot::Sender<()>,
+    },
     /// Is answered when the worker has read what lies in its sockets.
-    Turned { done: oneshot::Sender<()> },
+    Turned {
+        done: oneshot::Sender<()>,
+    },
     /// Asks all subscribers over to a side, and answers when the last is there.
-    Turn { side: Side, done: oneshot::Sender<()> },
+    Turn {
+        side: Side,
+        done: oneshot::Sender<()>,
+    },
     /// Takes a table (or keeps the old one) and answers. The gates stay closed: a worker that went on now could send a
     /// request into a lane that still has the other table.
-    Install { table: Arc<Table>, done: oneshot::Sender<()> },
+    Install {
+        table: Arc<Table>,
+        done: oneshot::Sender<()>,
+    },
     /// Opens both gates; every worker has the same table by then.
     Open,
     Stop,

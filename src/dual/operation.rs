@@ -115,7 +115,12 @@ impl Inner {
         to: LaneReply,
     ) {
         let outline = effect::outline(spec, &request);
-        self.enter_lane(key, Some(LaneCommand { request, spec, first, form: outline.form, protocol }), outline.work, to);
+        self.enter_lane(
+            key,
+            Some(LaneCommand { request, spec, first, form: outline.form, protocol }),
+            outline.work,
+            to,
+        );
     }
 
     pub(super) fn enter_lane(self: &Rc<Self>, key: Bytes, command: Option<LaneCommand>, work: Work, to: LaneReply) {
@@ -227,7 +232,8 @@ impl Inner {
                 Some(Ok(reply)) if reply::is_error(reply) => Outcome::Refused,
                 Some(Ok(reply)) if entry.follow => {
                     let (command, facts) = (entry.command.as_ref(), entry.facts);
-                    entry.effect = command.and_then(|command| effect::effect(&command.request, command.form, &entry.key, reply, facts));
+                    entry.effect = command
+                        .and_then(|command| effect::effect(&command.request, command.form, &entry.key, reply, facts));
                     let questions = command.map_or(&[][..], |command| command.form.questions());
                     match questions.iter().all(|question| facts.has(*question)) {
                         true if entry.effect.is_some() => Outcome::Done,
@@ -246,7 +252,8 @@ impl Inner {
         if !is_read {
             self.lane.borrow_mut().led(&key, op, follow, outcome, generation, &mut orders);
         }
-        let goes_on = in_lane || orders.iter().any(|order| matches!(order, Order::Follow { op: following } if *following == op));
+        let goes_on =
+            in_lane || orders.iter().any(|order| matches!(order, Order::Follow { op: following } if *following == op));
         self.carry_out(orders);
         if !goes_on {
             self.forget(op);

@@ -92,7 +92,8 @@ impl StateFile {
 
     /// Writes the state; it is on disk when this returns.
     pub fn save(&mut self, snapshot: &Snapshot) -> io::Result<()> {
-        let now: HashMap<&RouteName, &RouteRecord> = snapshot.routes.iter().map(|record| (&record.route, record)).collect();
+        let now: HashMap<&RouteName, &RouteRecord> =
+            snapshot.routes.iter().map(|record| (&record.route, record)).collect();
         // A route that is not listed is in phase standalone; if it was on the cluster before, its copies stay behind.
         for before in self.last.routes.iter().filter(|before| before.phase != Phase::Standalone) {
             let is_gone = now.get(&before.route).is_none_or(|record| record.phase == Phase::Standalone);
@@ -183,7 +184,11 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         for cut in 0..whole.len() - 1 {
             fs::write(&path, &whole[..cut]).unwrap();
-            assert_eq!(StateFile::open(directory.path()).unwrap().1, Some(snapshot.clone()), "cut at {cut}, and the copy is whole");
+            assert_eq!(
+                StateFile::open(directory.path()).unwrap().1,
+                Some(snapshot.clone()),
+                "cut at {cut}, and the copy is whole"
+            );
             assert!(parse(&String::from_utf8_lossy(&whole[..cut])).is_err(), "cut at {cut}");
         }
         fs::write(directory.path().join("state.copy.json"), b"{}").unwrap();
@@ -195,7 +200,10 @@ mod tests {
     fn of_two_state_files_the_newer_one_counts() {
         let directory = tempfile::tempdir().unwrap();
         let (mut file, _) = StateFile::open(directory.path()).unwrap();
-        let save = |file: &mut StateFile, version| file.save(&Snapshot { version, clean: true, routes: vec![record(Phase::Cluster)], ..Snapshot::default() }).unwrap();
+        let save = |file: &mut StateFile, version| {
+            file.save(&Snapshot { version, clean: true, routes: vec![record(Phase::Cluster)], ..Snapshot::default() })
+                .unwrap()
+        };
         save(&mut file, 1);
         let old = fs::read(directory.path().join("state.json")).unwrap();
         save(&mut file, 2);
@@ -214,7 +222,8 @@ mod tests {
     fn a_route_that_left_the_cluster_is_remembered_as_stale_there() {
         let directory = tempfile::tempdir().unwrap();
         let (mut file, _) = StateFile::open(directory.path()).unwrap();
-        file.save(&Snapshot { version: 1, clean: false, routes: vec![record(Phase::DualStandalone)], naming: None }).unwrap();
+        file.save(&Snapshot { version: 1, clean: false, routes: vec![record(Phase::DualStandalone)], naming: None })
+            .unwrap();
         file.save(&Snapshot { version: 2, clean: false, routes: vec![], naming: None }).unwrap();
         let (again, _) = StateFile::open(directory.path()).unwrap();
         assert!(again.has_stale_cluster_keys(&RouteName::Provider("42".into())));

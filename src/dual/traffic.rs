@@ -197,7 +197,14 @@ impl TrafficBook {
             if entries.len() >= SEEN_MAX && !entries.contains_key(&hash) {
                 continue;
             }
-            let new = || Entry { name: Arc::new(name), requests: 0, refusals: 0, first: second, last: second, seconds: [0; BUCKETS] };
+            let new = || Entry {
+                name: Arc::new(name),
+                requests: 0,
+                refusals: 0,
+                first: second,
+                last: second,
+                seconds: [0; BUCKETS],
+            };
             let entry = entries.entry(hash).or_insert_with(new);
             entry.add(second, requests);
             entry.refusals += refusals;

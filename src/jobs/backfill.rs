@@ -62,7 +62,10 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
     let doubtful: Vec<String> = doubtful.into_iter().map(|(route, _)| route.to_string()).collect();
     match doubtful.is_empty() {
         true => Ok("synced: both stores hold every key".into()),
-        false => Err(JobError::Incomplete(format!("not synced, because a flip or a doubt came between: {}; start the job again", doubtful.join(", ")))),
+        false => Err(JobError::Incomplete(format!(
+            "not synced, because a flip or a doubt came between: {}; start the job again",
+            doubtful.join(", ")
+        ))),
     }
 }
 
@@ -83,7 +86,13 @@ fn marks(table: &Table, routes: &HashSet<RouteName>) -> HashMap<RouteName, (u64,
 }
 
 /// One walk over one side, then what failed again and again until nothing is left.
-async fn pass(context: &Context, job: &Job, routes: &HashSet<RouteName>, side: Side, step: Step) -> Result<(), JobError> {
+async fn pass(
+    context: &Context,
+    job: &Job,
+    routes: &HashSet<RouteName>,
+    side: Side,
+    step: Step,
+) -> Result<(), JobError> {
     let mut copier = Copier { context, job, step, reader: Reader::new(context), failed: Vec::new() };
     if step != Step::Sweep {
         context.copied.begin(routes);
@@ -103,7 +112,10 @@ async fn pass(context: &Context, job: &Job, routes: &HashSet<RouteName>, side: S
         let again = std::mem::take(&mut copier.failed);
         copier.visit(again).await?;
     }
-    Err(JobError::Incomplete(format!("{} keys could not be copied; see the log for the reason and start the job again", copier.failed.len())))
+    Err(JobError::Incomplete(format!(
+        "{} keys could not be copied; see the log for the reason and start the job again",
+        copier.failed.len()
+    )))
 }
 
 struct Copier<'c> {
@@ -144,10 +156,13 @@ impl Copier<'_> {
         let (done, wait) = oneshot::channel();
         let peers = &self.context.peers;
         let lane = peers.lane_of(&key);
-        peers.send(lane, match self.step {
-            Step::Touch => Message::Touch { key, done },
-            Step::Copy | Step::Sweep => Message::Resync { key, done: Some(done) },
-        });
+        peers.send(
+            lane,
+            match self.step {
+                Step::Touch => Message::Touch { key, done },
+                Step::Copy | Step::Sweep => Message::Resync { key, done: Some(done) },
+            },
+        );
         wait
     }
 
@@ -155,7 +170,8 @@ impl Copier<'_> {
         let table = self.context.table();
         let mut missing = Vec::new();
         for leader in [Side::Standalone, Side::Cluster] {
-            let led: Vec<Bytes> = keys.iter().filter(|key| table.route_of(key).0.phase.leader() == leader).cloned().collect();
+            let led: Vec<Bytes> =
+                keys.iter().filter(|key| table.route_of(key).0.phase.leader() == leader).cloned().collect();
             if led.is_empty() {
                 continue;
             }
@@ -183,7 +199,9 @@ async fn settle(context: &Context, routes: &HashSet<RouteName>) -> Result<(), Jo
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(JobError::Incomplete(format!("{open} keys are still diverged; they are repaired when both stores answer; then start the job again")));
+            return Err(JobError::Incomplete(format!(
+                "{open} keys are still diverged; they are repaired when both stores answer; then start the job again"
+            )));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -136,9 +136,15 @@ pub struct Inventory {
 }
 
 /// Reads the whole store. `top`: how many of the biggest keys are kept, in all and of each provider.
-pub async fn take(endpoint: &Endpoint, table: &Table, top: usize, mut tell: impl FnMut(Progress)) -> Result<Inventory, Unreadable> {
+pub async fn take(
+    endpoint: &Endpoint,
+    table: &Table,
+    top: usize,
+    mut tell: impl FnMut(Progress),
+) -> Result<Inventory, Unreadable> {
     let began = Instant::now();
-    let mut inventory = Inventory { address: endpoint.address.to_string(), database: endpoint.db, ..Inventory::default() };
+    let mut inventory =
+        Inventory { address: endpoint.address.to_string(), database: endpoint.db, ..Inventory::default() };
     let mut walk = Walk::begin(endpoint).await?;
     inventory.dbsize = walk.progress.total;
     while let Some((keys, took)) = walk.next().await? {

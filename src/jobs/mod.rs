@@ -269,14 +269,18 @@ impl Jobs {
         let mut pause = Duration::from_secs(1);
         loop {
             let table = self.context.table();
-            let is_open = |name: &RouteName| table.find(name).and_then(|route| route.dual.clone()).is_some_and(|dual| !dual.is_synced());
+            let is_open = |name: &RouteName| {
+                table.find(name).and_then(|route| route.dual.clone()).is_some_and(|dual| !dual.is_synced())
+            };
             routes.retain(is_open);
             if routes.is_empty() {
                 return;
             }
             let job = match self.start(Kind::Backfill, routes.clone(), options) {
                 Ok(job) => job,
-                Err(reason) => return tracing::error!(reason, "a backfill could not begin; start it with `cutover backfill`"),
+                Err(reason) => {
+                    return tracing::error!(reason, "a backfill could not begin; start it with `cutover backfill`");
+                }
             };
             let state = job.ended().await;
             if state == State::Cancelled {
@@ -296,7 +300,9 @@ impl Jobs {
         let table = self.context.table();
         for name in &routes {
             let Some(route) = table.find(name) else {
-                return Err(format!("there is no route `{name}` in the table; name a provider, a range or a prefix as proxy.toml does"));
+                return Err(format!(
+                    "there is no route `{name}` in the table; name a provider, a range or a prefix as proxy.toml does"
+                ));
             };
             if route.dual.is_none() {
                 return Err(format!(

@@ -42,7 +42,8 @@ impl<'c> Reader<'c> {
             let answered = answered.map_err(|reason| JobError::Store { node: endpoint.address.to_string(), reason })?;
             for (index, reply) in indices.into_iter().zip(answered) {
                 let word = reply::is_error(&reply).then(|| reply::error_word(&reply).to_vec());
-                let moves = matches!(word.as_deref(), Some(b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CLUSTERDOWN" | b"LOADING"));
+                let moves =
+                    matches!(word.as_deref(), Some(b"MOVED" | b"ASK" | b"TRYAGAIN" | b"CLUSTERDOWN" | b"LOADING"));
                 if moves {
                     self.context.refresh.notify_one();
                 }

@@ -114,11 +114,13 @@ async fn try_node(
         let call = tokio::time::timeout(endpoint.timeouts.reply, link.call(&ask)).await;
         let page = call.map_err(|_| lost("no reply in time".into()))?.map_err(|error| lost(error.to_string()))?;
         let answered_in = asked.elapsed();
-        let (next, keys) = parse(&page).ok_or_else(|| lost(String::from_utf8_lossy(&page[..page.len().min(80)]).into_owned()))?;
+        let (next, keys) =
+            parse(&page).ok_or_else(|| lost(String::from_utf8_lossy(&page[..page.len().min(80)]).into_owned()))?;
         job.scanned.fetch_add(keys.len() as u64, Ordering::Relaxed);
         let table = context.table();
         // On the cluster, what has a name that no key of this table has is somebody else's.
-        let own = |key: Bytes| if side == Side::Cluster { Some(key.slice_ref(table.own_name(&key)?)) } else { Some(key) };
+        let own =
+            |key: Bytes| if side == Side::Cluster { Some(key.slice_ref(table.own_name(&key)?)) } else { Some(key) };
         let own = keys.into_iter().filter_map(own);
         let mine: Vec<Bytes> = own.filter(|key| routes.contains(&table.route_of(key).0.name)).collect();
         if !mine.is_empty() {

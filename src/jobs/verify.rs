@@ -41,7 +41,9 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
     Ok(match (differing, repaired) {
         (0, 0) => format!("equal: every key has the same value and TTL on both stores{pending}"),
         (0, repaired) => format!("{repaired} keys differed and were repaired{pending}"),
-        (differing, _) => format!("{differing} keys differ{pending}; `cutover verify --repair` copies them from the leader"),
+        (differing, _) => {
+            format!("{differing} keys differ{pending}; `cutover verify --repair` copies them from the leader")
+        }
     })
 }
 
@@ -66,7 +68,9 @@ impl Unequal {
     fn describe(&self) -> String {
         match self {
             Self::Only(side) => format!("only on the {side}"),
-            Self::Ttl(standalone, cluster) => format!("expires at {standalone} on the standalone, at {cluster} on the cluster (ms since 1970, -1 never)"),
+            Self::Ttl(standalone, cluster) => format!(
+                "expires at {standalone} on the standalone, at {cluster} on the cluster (ms since 1970, -1 never)"
+            ),
             Self::Value => "the values differ".into(),
             Self::Unread => "could not be read on both stores".into(),
         }
@@ -84,7 +88,8 @@ impl Visit for Comparer<'_> {
             Side::Cluster => {
                 let found = self.reader.ask(Side::Standalone, &keys, &[b"EXISTS", b""]).await?;
                 let lacks = |reply: &Option<Bytes>| reply.as_ref().and_then(|reply| reply::integer(reply)) != Some(1);
-                let only: Vec<Bytes> = keys.into_iter().zip(found).filter(|(_, reply)| lacks(reply)).map(|(key, _)| key).collect();
+                let only: Vec<Bytes> =
+                    keys.into_iter().zip(found).filter(|(_, reply)| lacks(reply)).map(|(key, _)| key).collect();
                 self.job.matched.fetch_add(only.len() as u64, Ordering::Relaxed);
                 self.unequal(&only).await?
             }
@@ -193,10 +198,8 @@ impl Comparer<'_> {
                 continue;
             }
             let Some(elements) = reply::elements(&answer) else { return Ok(None) };
-            let mut groups: Vec<Bytes> = elements
-                .chunks(width)
-                .map(|group| answer.slice(group[0].start..group[group.len() - 1].end))
-                .collect();
+            let mut groups: Vec<Bytes> =
+                elements.chunks(width).map(|group| answer.slice(group[0].start..group[group.len() - 1].end)).collect();
             groups.sort_unstable();
             value.extend(groups);
         }

@@ -15,12 +15,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            bulk_bytes_max: 512 << 20,
-            query_bytes_max: 1 << 30,
-            args_max: 1 << 20,
-            inline_bytes_max: 64 << 10,
-        }
+        Self { bulk_bytes_max: 512 << 20, query_bytes_max: 1 << 30, args_max: 1 << 20, inline_bytes_max: 64 << 10 }
     }
 }
 

@@ -437,8 +437,19 @@ mod tests {
     #[test]
     fn replies_of_every_kind_end_where_they_should_at_every_cut() {
         let frames: [&[u8]; 14] = [
-            b"+OK\r\n", b"-ERR x\r\n", b":12\r\n", b"$3\r\nabc\r\n", b"$-1\r\n", b"*-1\r\n", b"*2\r\n$1\r\na\r\n*1\r\n:1\r\n",
-            b"%1\r\n*1\r\n:1\r\n~2\r\n+a\r\n+b\r\n", b"_\r\n", b",1.5\r\n", b"#t\r\n", b"=7\r\ntxt:abc\r\n", b">2\r\n+a\r\n:1\r\n",
+            b"+OK\r\n",
+            b"-ERR x\r\n",
+            b":12\r\n",
+            b"$3\r\nabc\r\n",
+            b"$-1\r\n",
+            b"*-1\r\n",
+            b"*2\r\n$1\r\na\r\n*1\r\n:1\r\n",
+            b"%1\r\n*1\r\n:1\r\n~2\r\n+a\r\n+b\r\n",
+            b"_\r\n",
+            b",1.5\r\n",
+            b"#t\r\n",
+            b"=7\r\ntxt:abc\r\n",
+            b">2\r\n+a\r\n:1\r\n",
             b"|1\r\n+k\r\n+v\r\n:5\r\n",
         ];
         for frame in frames {

@@ -28,9 +28,13 @@ pub struct RouteFacts {
 pub enum Reason {
     #[error("only neighbouring phases flip (standalone, dual-standalone, dual-cluster, cluster); go to `{next}` first")]
     NotNeighbours { next: Phase },
-    #[error("{keys} keys may differ between the stores; they are repaired by themselves when both stores answer (see `cutover status`), or run `cutover verify {route} --repair`")]
+    #[error(
+        "{keys} keys may differ between the stores; they are repaired by themselves when both stores answer (see `cutover status`), or run `cutover verify {route} --repair`"
+    )]
     Divergence { keys: u64, route: RouteName },
-    #[error("the route is in doubt since an unclean stop, a store that was restarted or replaced, or an earlier stay on the cluster; wait for the backfill that runs (`cutover status`), or run `cutover backfill {route}`")]
+    #[error(
+        "the route is in doubt since an unclean stop, a store that was restarted or replaced, or an earlier stay on the cluster; wait for the backfill that runs (`cutover status`), or run `cutover backfill {route}`"
+    )]
     InDoubt { route: RouteName },
     #[error("the cluster is not known to hold every key; run `cutover backfill {route}`")]
     NotSynced { route: RouteName },
@@ -141,7 +145,8 @@ mod tests {
 
     #[test]
     fn force_overrides_for_the_named_route_only() {
-        let flip = |id: &str| Flip { route: RouteName::Provider(id.into()), from: Phase::Standalone, to: Phase::Cluster };
+        let flip =
+            |id: &str| Flip { route: RouteName::Provider(id.into()), from: Phase::Standalone, to: Phase::Cluster };
         let facts = |_: &RouteName| RouteFacts::default();
         let forced = |route: &RouteName| route.to_string() == "1";
         assert!(judge(&[flip("1")], facts, forced).is_ok());

@@ -53,7 +53,9 @@ impl Table {
         }
         let inner = name.strip_prefix(b"{")?;
         let ends = memchr::memchr_iter(b'}', inner);
-        ends.map(|end| (&inner[..end], &inner[end + 1..])).find(|(tag, key)| self.tag_of(key) == *tag).map(|(_, key)| key)
+        ends.map(|end| (&inner[..end], &inner[end + 1..]))
+            .find(|(tag, key)| self.tag_of(key) == *tag)
+            .map(|(_, key)| key)
     }
 
     /// A glob that fits the cluster's names of the keys that `pattern` fits, and maybe some of other tables.
@@ -91,7 +93,9 @@ impl Table {
             return self.own_error(spec, request, frame);
         }
         match spec.name {
-            "BLPOP" | "BRPOP" | "BZPOPMIN" | "BZPOPMAX" | "LMPOP" | "ZMPOP" | "BLMPOP" | "BZMPOP" => self.own_first(frame),
+            "BLPOP" | "BRPOP" | "BZPOPMIN" | "BZPOPMAX" | "LMPOP" | "ZMPOP" | "BLMPOP" | "BZMPOP" => {
+                self.own_first(frame)
+            }
             "XREAD" | "XREADGROUP" => self.own_streams(frame),
             _ if spec.kind == Kind::Script => self.own_values(spec, request, frame),
             _ => None,

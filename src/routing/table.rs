@@ -348,7 +348,10 @@ impl Table {
     pub fn set_coverage(&self, route: &Route, coverage: Coverage) {
         let Some(dual) = &route.dual else { return };
         let next = self.knowledge() + 1;
-        if route.phase == Phase::DualCluster && dual.coverage() == Coverage::StandaloneOnly && coverage == Coverage::Both {
+        if route.phase == Phase::DualCluster
+            && dual.coverage() == Coverage::StandaloneOnly
+            && coverage == Coverage::Both
+        {
             dual.brought_over_at.store(next, Ordering::Release);
         }
         dual.set_coverage(coverage);

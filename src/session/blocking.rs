@@ -51,7 +51,9 @@ impl Session {
             };
             match self.block_once(&request, spec, &keys, until).await {
                 Ok(Ended::Answered(frame)) => return self.answer_with(Ok(frame)),
-                Ok(Ended::Woken) if until.is_some_and(|until| Instant::now() >= until) => return self.answer_nothing(spec),
+                Ok(Ended::Woken) if until.is_some_and(|until| Instant::now() >= until) => {
+                    return self.answer_nothing(spec);
+                }
                 // The program ends: the client connects to its successor and asks again.
                 Ok(Ended::Woken) if self.shared.engine.is_stopping() => return self.replies.close(),
                 Ok(Ended::Woken) => {}
@@ -103,7 +105,8 @@ impl Session {
         };
         guard.finish(outcome).await;
         let own = |frame| engine.reply_from(&target, spec, request, frame);
-        let answer = answer.map(|ended| if let Ended::Answered(frame) = ended { Ended::Answered(own(frame)) } else { ended });
+        let answer =
+            answer.map(|ended| if let Ended::Answered(frame) = ended { Ended::Answered(own(frame)) } else { ended });
         answer.map_err(|error| refusal_of(&error))
     }
 
@@ -156,7 +159,8 @@ impl Session {
         let wake = crate::dual::effect::command(&[b"CLIENT", b"UNBLOCK", link.id().to_string().as_bytes()]);
         // To the very node: a slot may have moved meanwhile, and then the old node's answer is an error, which ends the wait too.
         engine.call(target, &wake, self.protocol).await?;
-        let frame = tokio::time::timeout(Duration::from_secs(2), link.receive()).await.map_err(|_| LinkError::TimedOut)??;
+        let frame =
+            tokio::time::timeout(Duration::from_secs(2), link.receive()).await.map_err(|_| LinkError::TimedOut)??;
         let took_nothing = reply::is_null(&frame) || spec.name.starts_with("WAIT");
         Ok(if took_nothing { Ended::Woken } else { Ended::Answered(frame) })
     }

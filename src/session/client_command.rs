@@ -124,7 +124,12 @@ impl Session {
         match word.as_slice() {
             b"LIB-NAME" => self.client.rename(|names| names.library = value),
             b"LIB-VER" => self.client.rename(|names| names.library_version = value),
-            _ => return write::error(out, &format!("ERR Unrecognized option '{}'", String::from_utf8_lossy(request.arg(2)))),
+            _ => {
+                return write::error(
+                    out,
+                    &format!("ERR Unrecognized option '{}'", String::from_utf8_lossy(request.arg(2))),
+                );
+            }
         }
         write::simple(out, "OK");
     }
@@ -207,8 +212,25 @@ impl Session {
 }
 
 const KNOWN: [&[u8]; 19] = [
-    b"ID", b"GETNAME", b"SETNAME", b"SETINFO", b"NO-EVICT", b"NO-TOUCH", b"INFO", b"KILL", b"PAUSE", b"UNPAUSE", b"UNBLOCK",
-    b"REPLY", b"TRACKINGINFO", b"GETREDIR", b"CACHING", b"TRACKING", b"HELP", b"LIST", b"REPLY",
+    b"ID",
+    b"GETNAME",
+    b"SETNAME",
+    b"SETINFO",
+    b"NO-EVICT",
+    b"NO-TOUCH",
+    b"INFO",
+    b"KILL",
+    b"PAUSE",
+    b"UNPAUSE",
+    b"UNBLOCK",
+    b"REPLY",
+    b"TRACKINGINFO",
+    b"GETREDIR",
+    b"CACHING",
+    b"TRACKING",
+    b"HELP",
+    b"LIST",
+    b"REPLY",
 ];
 
 fn number(text: &[u8]) -> Option<u64> {
@@ -281,9 +303,17 @@ mod tests {
     fn kill_is_read_in_both_forms_and_spares_the_caller_unless_told_otherwise() {
         let (filter, is_old) = kill_filter(&Request::from_args(&["CLIENT", "KILL", "127.0.0.1:5"]), 7).unwrap();
         assert!(is_old && filter.peer.as_deref() == Some(b"127.0.0.1:5") && filter.but.is_none());
-        let (filter, is_old) = kill_filter(&Request::from_args(&["CLIENT", "KILL", "ID", "9", "TYPE", "slave"]), 7).unwrap();
-        assert!(!is_old && filter.ids == Some(vec![9]) && filter.but == Some(7) && filter.kind.as_deref() == Some(b"replica"));
-        for wrong in [&["CLIENT", "KILL", "ID", "0"][..], &["CLIENT", "KILL", "X", "1"], &["CLIENT", "KILL", "ID", "1", "TYPE"]] {
+        let (filter, is_old) =
+            kill_filter(&Request::from_args(&["CLIENT", "KILL", "ID", "9", "TYPE", "slave"]), 7).unwrap();
+        assert!(
+            !is_old
+                && filter.ids == Some(vec![9])
+                && filter.but == Some(7)
+                && filter.kind.as_deref() == Some(b"replica")
+        );
+        for wrong in
+            [&["CLIENT", "KILL", "ID", "0"][..], &["CLIENT", "KILL", "X", "1"], &["CLIENT", "KILL", "ID", "1", "TYPE"]]
+        {
             assert!(kill_filter(&Request::from_args(wrong), 7).is_err(), "{wrong:?}");
         }
     }

@@ -91,10 +91,13 @@ impl Client {
         let get = |value: &AtomicU32| value.load(Ordering::Relaxed);
         let (subscriptions, queued) = (get(&self.subscriptions), self.queued.load(Ordering::Relaxed));
         let mut flags = String::new();
-        for (flag, is_set) in [('P', subscriptions > 0), ('x', queued >= 0), ('b', self.is_blocked.load(Ordering::Relaxed))] {
+        for (flag, is_set) in
+            [('P', subscriptions > 0), ('x', queued >= 0), ('b', self.is_blocked.load(Ordering::Relaxed))]
+        {
             flags.extend(is_set.then_some(flag));
         }
-        let command = crate::command::at(get(&self.last_command)).map_or("NULL".into(), |spec| spec.name.to_lowercase());
+        let command =
+            crate::command::at(get(&self.last_command)).map_or("NULL".into(), |spec| spec.name.to_lowercase());
         let text = String::from_utf8_lossy;
         // Writing to a String cannot fail.
         let _ = writeln!(
@@ -265,7 +268,12 @@ impl Clients {
             let left = until.saturating_sub(self.began.elapsed());
             if left.is_zero() {
                 // The first to see that it is over says so to the cheap question.
-                let _ = self.paused_until.compare_exchange(until.as_millis() as u64, 0, Ordering::Relaxed, Ordering::Relaxed);
+                let _ = self.paused_until.compare_exchange(
+                    until.as_millis() as u64,
+                    0,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                );
                 return;
             }
             if !is_write && self.pauses_writes_only.load(Ordering::Relaxed) {
@@ -283,7 +291,8 @@ mod tests {
     fn clients() -> (Clients, Arc<Client>, Arc<Client>) {
         let clients = Clients::default();
         let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-        let (first, second) = (clients.add(1, address(1001), address(6380)), clients.add(2, address(1002), address(6380)));
+        let (first, second) =
+            (clients.add(1, address(1001), address(6380)), clients.add(2, address(1002), address(6380)));
         (clients, first, second)
     }
 

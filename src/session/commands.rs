@@ -42,7 +42,9 @@ impl Session {
             return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
         };
         self.wait_open(&request, &keys).await;
-        if matches!(spec.name, "SORT" | "SORT_RO") && (2..request.len()).any(|index| is_pattern_option(request.arg(index))) {
+        if matches!(spec.name, "SORT" | "SORT_RO")
+            && (2..request.len()).any(|index| is_pattern_option(request.arg(index)))
+        {
             let route = engine.table().route_of(request.arg(1)).0.name.to_string();
             self.audit(spec.name, Unlike::SortPattern, route, || request.arg(1).escape_ascii().to_string());
         }
@@ -75,7 +77,12 @@ impl Session {
     }
 
     /// Runs a command on the store that leads all of the keys, and resyncs these.
-    pub(super) async fn run_guarded(&self, request: &Request, spec: &'static CommandSpec, keys: &[Bytes]) -> Result<Bytes, Refusal> {
+    pub(super) async fn run_guarded(
+        &self,
+        request: &Request,
+        spec: &'static CommandSpec,
+        keys: &[Bytes],
+    ) -> Result<Bytes, Refusal> {
         let engine = &self.shared.engine;
         let guard = engine.begin(keys).await?;
         let target = match self.target_of(spec.name, keys, guard.plans.iter().map(|plan| plan.leader)) {
@@ -91,7 +98,12 @@ impl Session {
     }
 
     /// One command on a store. A script that this store has not seen is loaded there, if the proxy has.
-    async fn call_healed(&self, target: &Target, spec: &'static CommandSpec, request: &Request) -> Result<Bytes, LinkError> {
+    async fn call_healed(
+        &self,
+        target: &Target,
+        spec: &'static CommandSpec,
+        request: &Request,
+    ) -> Result<Bytes, LinkError> {
         let engine = &self.shared.engine;
         let bytes = engine.request_for(target, spec, request);
         let answer = engine.call(target, &bytes, self.protocol).await?;
@@ -193,7 +205,9 @@ fn is_pattern_option(arg: &[u8]) -> bool {
 /// What an awaited answer says of the keys: an error may come from the middle of a script, so it counts as done.
 pub(super) fn outcome_of(answer: &Result<Bytes, crate::store::LinkError>) -> Outcome {
     match answer {
-        Ok(frame) if reply::error_word(frame) == b"EXECABORT" || reply::error_word(frame) == b"NOSCRIPT" => Outcome::Refused,
+        Ok(frame) if reply::error_word(frame) == b"EXECABORT" || reply::error_word(frame) == b"NOSCRIPT" => {
+            Outcome::Refused
+        }
         Ok(_) => Outcome::Done,
         Err(error) if !error.may_have_run() => Outcome::Refused,
         Err(_) => Outcome::Doubt,

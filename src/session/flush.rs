@@ -49,7 +49,8 @@ impl Session {
         if !is_led_by_cluster {
             // Atomic for whoever looks, for the standalone answers every reader; then the followers' copies.
             let target = Target::Standalone { db: self.db };
-            let answer = engine.call(&target, request.bytes(), self.protocol).await.map_err(|error| refusal_of(&error))?;
+            let answer =
+                engine.call(&target, request.bytes(), self.protocol).await.map_err(|error| refusal_of(&error))?;
             if !reply::is_error(&answer) {
                 self.resync_cluster().await?;
             }

@@ -84,7 +84,8 @@ impl Session {
     pub(super) async fn keyspace(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
         // A walk that began while every key was on the standalone ends there, whatever flips meanwhile.
-        let stays = spec.name == "SCAN" && parse_cursor(&request).is_some_and(|cursor| cursor != 0 && Cursor::parse(cursor).version == 0);
+        let stays = spec.name == "SCAN"
+            && parse_cursor(&request).is_some_and(|cursor| cursor != 0 && Cursor::parse(cursor).version == 0);
         let begins = spec.name != "SCAN" || parse_cursor(&request) == Some(0);
         // From whichever database they come, these reach the one that moves.
         let reaches_all = matches!(spec.name, "FLUSHALL" | "MOVE" | "SWAPDB");
@@ -133,7 +134,8 @@ impl Session {
         let began = self.shared.engine.past_table(|table| low_version(table.version()) == cursor.version);
         // The newest number with these low bits.
         let behind = (u64::from(now.knowledge()).wrapping_sub(cursor.knowledge)) & ((1 << KNOWLEDGE_BITS) - 1);
-        let view = View { table: began.unwrap_or(now.clone()), knowledge: now.knowledge().saturating_sub(behind as u32) };
+        let view =
+            View { table: began.unwrap_or(now.clone()), knowledge: now.knowledge().saturating_sub(behind as u32) };
         let sources = self.sources(&view.table);
         let wanted = count_of(request);
         let mut keys = Vec::new();
@@ -259,7 +261,9 @@ impl Session {
             let mut cursor = 0;
             loop {
                 let step = self.scan_source(source.as_ref(), cursor, &request, &view).await?;
-                let (next, keys) = step.map_err(|error| Refusal::Verbatim(String::from_utf8_lossy(reply::error_text(&error)).into_owned()))?;
+                let (next, keys) = step.map_err(|error| {
+                    Refusal::Verbatim(String::from_utf8_lossy(reply::error_text(&error)).into_owned())
+                })?;
                 all.extend(keys);
                 cursor = next;
                 if cursor == 0 {

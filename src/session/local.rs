@@ -2,8 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::command::CommandSpec;
 use crate::audit::Kind as Unlike;
+use crate::command::CommandSpec;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
@@ -104,7 +104,9 @@ impl Session {
             protocol = match request.arg(1) {
                 b"2" => Protocol::Resp2,
                 b"3" => Protocol::Resp3,
-                other if other.iter().all(u8::is_ascii_digit) => return write::error(out, "NOPROTO unsupported protocol version"),
+                other if other.iter().all(u8::is_ascii_digit) => {
+                    return write::error(out, "NOPROTO unsupported protocol version");
+                }
                 _ => return write::error(out, "ERR Protocol version is not an integer or out of range"),
             };
         }

@@ -18,7 +18,6 @@ use crate::session::clients::Wish;
 use crate::session::session::{Flow, Session};
 use crate::store::{LinkError, PrivateLink, Reply};
 
-
 impl Session {
     /// PUBLISH, SPUBLISH, PUBSUB: to the store on which all channels meet.
     pub(super) fn publish(&mut self, request: &Request) {
@@ -294,7 +293,11 @@ impl Subscriber {
         }
         // The name is null where UNSUBSCRIBE found nothing.
         if let Some(name) = reply::bulk(&frame[cells[1].clone()]).map(Bytes::copy_from_slice) {
-            if comes { names.insert(name) } else { names.remove(&name) };
+            if comes {
+                names.insert(name)
+            } else {
+                names.remove(&name)
+            };
         }
         // Redis counts shard channels apart from the others; what is left is left of all of them.
         self.count = (self.channels.len() + self.patterns.len() + self.shard_channels.len()) as u32;

@@ -152,7 +152,8 @@ impl Replies {
         if outcome.is_err() {
             return self.close();
         }
-        if !self.is_flushed() && !self.is_draining.replace(true)
+        if !self.is_flushed()
+            && !self.is_draining.replace(true)
             && let Some(me) = self.me.upgrade()
         {
             tokio::task::spawn_local(async move {

@@ -75,7 +75,8 @@ mod tests {
     #[test]
     fn the_oldest_bodies_go_when_there_are_too_many_bytes() {
         let scripts = Scripts::default();
-        let load = |body: &str| scripts.note(lookup(b"SCRIPT").unwrap(), &Request::from_args(&["SCRIPT", "LOAD", body]));
+        let load =
+            |body: &str| scripts.note(lookup(b"SCRIPT").unwrap(), &Request::from_args(&["SCRIPT", "LOAD", body]));
         let bodies: Vec<String> = (0..3).map(|n| n.to_string().repeat(BODY_BYTES_MAX / 2)).collect();
         bodies.iter().for_each(|body| load(body));
         let has = |body: &str| scripts.find(Sha1::from(body).digest().to_string().as_bytes()).is_some();

@@ -223,7 +223,9 @@ impl Session {
             let is_write = spec.access == Access::Write || spec.kind == Kind::Publish;
             Box::pin(self.shared.clients.wait_unpaused(is_write)).await;
         }
-        if self.transaction.is_queueing() && !matches!(spec.name, "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET") {
+        if self.transaction.is_queueing()
+            && !matches!(spec.name, "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET")
+        {
             self.queue(request, spec);
             return Flow::Continue;
         }

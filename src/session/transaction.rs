@@ -130,7 +130,10 @@ impl Session {
         let mut link = match self.transaction.watch.take() {
             Some(watch) if watch.target == target => watch.link,
             Some(_) => {
-                return Err(Refusal::CrossSlot { command: "watch".into(), reason: "watched keys must be on one store and slot" });
+                return Err(Refusal::CrossSlot {
+                    command: "watch".into(),
+                    reason: "watched keys must be on one store and slot",
+                });
             }
             None => self.private_link(&target).await?,
         };
@@ -203,7 +206,8 @@ impl Session {
         }
         let whole = self.target_now("exec", &keys);
         let channels = self.shared.engine.table().pubsub().leader();
-        let fits = whole.as_ref().is_ok_and(|target| commands.iter().all(|(_, spec)| fits_beside(spec, target, channels)));
+        let fits =
+            whole.as_ref().is_ok_and(|target| commands.iter().all(|(_, spec)| fits_beside(spec, target, channels)));
         match (whole, watch) {
             (Ok(_), None) if fits => self.exec_whole(&commands, &keys).await,
             (whole, Some(watch)) if fits => self.exec_watched(&commands, &keys, watch, whole?).await,
@@ -234,7 +238,8 @@ impl Session {
 
     /// MULTI, the commands as the target is to get them, EXEC, and how many replies they have.
     fn batch_of(&self, commands: &[(Request, &'static CommandSpec)], target: &Target) -> (Bytes, u32) {
-        let mut batch = BytesMut::with_capacity(commands.iter().map(|(request, _)| request.bytes().len()).sum::<usize>() + 64);
+        let mut batch =
+            BytesMut::with_capacity(commands.iter().map(|(request, _)| request.bytes().len()).sum::<usize>() + 64);
         write::command(&mut batch, &[b"MULTI"]);
         for (request, spec) in commands {
             batch.extend_from_slice(&self.shared.engine.request_for(target, spec, request));

@@ -59,7 +59,18 @@ impl<W: Waiter> Item<W> {
         protocol: Option<Protocol>,
         waiter: W,
     ) -> Self {
-        Self { stores, to, request, replies, protocol, ask: None, sent_to: None, deadline: None, is_probe: false, waiter }
+        Self {
+            stores,
+            to,
+            request,
+            replies,
+            protocol,
+            ask: None,
+            sent_to: None,
+            deadline: None,
+            is_probe: false,
+            waiter,
+        }
     }
 
     /// The end of it, with an error.

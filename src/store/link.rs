@@ -197,7 +197,13 @@ pub struct Link<P> {
 
 impl<P: Pending> Link<P> {
     /// A link that connects by itself and again after every loss, until it is dropped by [`Link::end`].
-    pub fn start(endpoint: Endpoint, dirty: Rc<Dirty<Link<P>>>, now: Rc<Cell<Instant>>, queue_bytes_max: usize, loss: Arc<Loss>) -> Rc<Self> {
+    pub fn start(
+        endpoint: Endpoint,
+        dirty: Rc<Dirty<Link<P>>>,
+        now: Rc<Cell<Instant>>,
+        queue_bytes_max: usize,
+        loss: Arc<Loss>,
+    ) -> Rc<Self> {
         let link = Rc::new(Self {
             endpoint,
             stream: RefCell::new(None),
@@ -247,7 +253,13 @@ impl<P: Pending> Link<P> {
     }
 
     /// Appends a request of which the last of `replies` counts. Gives `pending` back, with the reason, when nothing was sent.
-    pub fn send(self: &Rc<Self>, request: &Bytes, replies: u32, protocol: Option<Protocol>, pending: P) -> Result<(), (P, LinkError)> {
+    pub fn send(
+        self: &Rc<Self>,
+        request: &Bytes,
+        replies: u32,
+        protocol: Option<Protocol>,
+        pending: P,
+    ) -> Result<(), (P, LinkError)> {
         if !self.is_up.get() {
             let reason = self.last_error.borrow().clone();
             // A link that has never tried yet is given the time of its first connection.
@@ -402,7 +414,8 @@ impl<P: Pending> Link<P> {
         let mut scanner = ReplyScanner::default();
         loop {
             // Doubling rather than what the length promises: a length that lies costs no memory.
-            let wanted = scanner.wanted().saturating_sub(buffer.len()).clamp(READ_BYTES / 4, buffer.len().max(READ_BYTES));
+            let wanted =
+                scanner.wanted().saturating_sub(buffer.len()).clamp(READ_BYTES / 4, buffer.len().max(READ_BYTES));
             buffer.reserve(wanted);
             match stream.read_buf(&mut buffer).await {
                 Ok(0) => return "closed by the node".into(),

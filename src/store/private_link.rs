@@ -95,11 +95,7 @@ impl Greeting {
 }
 
 /// Greets a node: AUTH, HELLO, SELECT. The text of an error holds no secret.
-pub(super) async fn greet(
-    stream: &mut TcpStream,
-    endpoint: &Endpoint,
-    protocol: Protocol,
-) -> Result<Greeting, String> {
+pub(super) async fn greet(stream: &mut TcpStream, endpoint: &Endpoint, protocol: Protocol) -> Result<Greeting, String> {
     let mut out = BytesMut::new();
     let mut expected: Vec<&str> = Vec::new();
     if let Some(password) = &endpoint.login.password {

@@ -81,7 +81,13 @@ impl<W: Waiter> Stores<W> {
     pub fn new(config: StoresConfig, wake: Rc<Notify>) -> Self {
         let dirty = Rc::new(Dirty::new(wake));
         let now = Rc::new(Cell::new(Instant::now()));
-        let main = Link::start(config.standalone.clone(), dirty.clone(), now.clone(), config.queue_bytes_max, config.loss.clone());
+        let main = Link::start(
+            config.standalone.clone(),
+            dirty.clone(),
+            now.clone(),
+            config.queue_bytes_max,
+            config.loss.clone(),
+        );
         Self(Rc::new(Inner {
             config,
             main,
@@ -224,9 +230,7 @@ impl<W: Waiter> Inner<W> {
     pub(super) fn patience(&self, to: Destination) -> Duration {
         match to {
             Destination::Standalone(_) | Destination::Node => self.config.standalone.timeouts.patience,
-            Destination::Slot(_) => {
-                self.config.cluster.first().map_or(Duration::ZERO, |seed| seed.timeouts.patience)
-            }
+            Destination::Slot(_) => self.config.cluster.first().map_or(Duration::ZERO, |seed| seed.timeouts.patience),
         }
     }
 
@@ -380,7 +384,13 @@ impl<W: Waiter> Inner<W> {
     }
 
     fn start(&self, endpoint: Endpoint) -> NodeLink<W> {
-        Link::start(endpoint, self.dirty.clone(), self.now.clone(), self.config.queue_bytes_max, self.config.loss.clone())
+        Link::start(
+            endpoint,
+            self.dirty.clone(),
+            self.now.clone(),
+            self.config.queue_bytes_max,
+            self.config.loss.clone(),
+        )
     }
 
     /// Gives up what has waited too long in a hold.

@@ -13,10 +13,24 @@ fn send(proxy: &Proxy) {
     let mut client = proxy.connect();
     run(&mut client, "CLIENT SETNAME web");
     let lines = [
-        "SADD provider:120:a x", "SUNION provider:120:a provider:120:b", "SUNION provider:120:a provider:120:b", "SUNION provider:120:{t}a provider:120:{t}b",
-        "RENAMENX provider:120:a provider:121:b", "MGET provider:120:a provider:120:c", "SORT provider:120:a BY nosort GET w_*", "EVAL return(1) 0",
-        "EVAL return(1) 2 provider:120:a provider:120:b", "WATCH provider:120:a provider:121:b", "UNWATCH", "MULTI", "SET provider:120:m 1", "SET provider:120:n 1", "EXEC",
-        "SELECT 9", "GET elsewhere", "SELECT 0",
+        "SADD provider:120:a x",
+        "SUNION provider:120:a provider:120:b",
+        "SUNION provider:120:a provider:120:b",
+        "SUNION provider:120:{t}a provider:120:{t}b",
+        "RENAMENX provider:120:a provider:121:b",
+        "MGET provider:120:a provider:120:c",
+        "SORT provider:120:a BY nosort GET w_*",
+        "EVAL return(1) 0",
+        "EVAL return(1) 2 provider:120:a provider:120:b",
+        "WATCH provider:120:a provider:121:b",
+        "UNWATCH",
+        "MULTI",
+        "SET provider:120:m 1",
+        "SET provider:120:n 1",
+        "EXEC",
+        "SELECT 9",
+        "GET elsewhere",
+        "SELECT 0",
     ];
     for line in lines {
         run(&mut client, line);
@@ -32,11 +46,16 @@ fn what_will_not_work_the_same_is_told_by_route_and_client_with_a_remedy() {
     send(&proxy);
     let found = findings(&proxy);
     let of = |kind: &str, command: &str| {
-        let fits = |finding: &&Json| finding["kind"] == kind && finding["command"] == command && finding["client"] == "web";
+        let fits =
+            |finding: &&Json| finding["kind"] == kind && finding["command"] == command && finding["client"] == "web";
         found.iter().find(fits).unwrap_or_else(|| panic!("no {kind} of {command}: {found:?}")).clone()
     };
     let sunion = of("cross-slot", "sunion");
-    assert_eq!((sunion["route"].as_str(), sunion["count"].as_u64()), (Some("120"), Some(2)), "the one with a hash tag is none");
+    assert_eq!(
+        (sunion["route"].as_str(), sunion["count"].as_u64()),
+        (Some("120"), Some(2)),
+        "the one with a hash tag is none"
+    );
     assert_eq!(sunion["example"], "provider:120:a provider:120:b");
     assert_eq!(of("cross-route", "renamenx")["route"], "120 121");
     of("cross-slot", "eval");
@@ -46,11 +65,17 @@ fn what_will_not_work_the_same_is_told_by_route_and_client_with_a_remedy() {
     of("cross-transaction", "exec");
     of("database", "select");
     of("refused", "monitor");
-    assert!(found.iter().all(|finding| finding["command"] != "mget" && finding["command"] != "get"), "what is split works the same");
+    assert!(
+        found.iter().all(|finding| finding["command"] != "mget" && finding["command"] != "get"),
+        "what is split works the same"
+    );
     let told = proxy.cli("audit");
     assert_eq!(told.status.code(), Some(1));
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
-    assert!(told.contains("cross-slot: refused with CROSSSLOT") && told.contains("tagged") && told.contains("renamenx"), "{told}");
+    assert!(
+        told.contains("cross-slot: refused with CROSSSLOT") && told.contains("tagged") && told.contains("renamenx"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -58,7 +83,8 @@ fn what_tagged_keys_mend_is_not_told() {
     let settings = Settings { routing: "cluster_keys = \"tagged\"".into(), ..Settings::of(Stores::shared()) };
     let proxy = settings.phase("120", "standalone").phase("121", "standalone").start().ready();
     send(&proxy);
-    let mut kinds: Vec<String> = findings(&proxy).iter().map(|finding| finding["kind"].as_str().expect("a kind").to_string()).collect();
+    let mut kinds: Vec<String> =
+        findings(&proxy).iter().map(|finding| finding["kind"].as_str().expect("a kind").to_string()).collect();
     kinds.dedup();
     assert_eq!(kinds, ["cross-route", "cross-watch", "script-without-keys", "sort-pattern", "database", "refused"]);
 }

@@ -24,7 +24,11 @@ fn malformed_frames_end_their_client_with_redis_s_words_and_no_one_else() {
         let mut bad = Raw::to(proxy.port);
         bad.send(bytes);
         let told = bad.rest();
-        assert!(told.starts_with("-ERR Protocol error") && told.contains(wanted), "{}: {told}", bytes[..bytes.len().min(40)].escape_ascii());
+        assert!(
+            told.starts_with("-ERR Protocol error") && told.contains(wanted),
+            "{}: {told}",
+            bytes[..bytes.len().min(40)].escape_ascii()
+        );
         other.send(b"PING\r\n");
         other.expect(b"+PONG\r\n");
     }
@@ -37,7 +41,8 @@ fn deep_nesting_lengths_that_lie_and_clients_that_vanish_cost_nothing() {
     nested.send(&b"*1\r\n".repeat(100_000));
     assert!(nested.rest().starts_with("-ERR Protocol error"));
     // A length that promises much and brings nothing.
-    let mut liars: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(("127.0.0.1", proxy.port)).expect("connect")).collect();
+    let mut liars: Vec<TcpStream> =
+        (0..200).map(|_| TcpStream::connect(("127.0.0.1", proxy.port)).expect("connect")).collect();
     for liar in &mut liars {
         liar.write_all(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$536870912\r\nx").expect("write");
     }
@@ -83,7 +88,10 @@ fn a_client_beyond_the_limit_and_one_without_the_password_are_told_so() {
 
 #[test]
 fn the_admin_token_is_asked_of_what_changes_something_and_foreign_pages_are_refused() {
-    let proxy = Settings { admin: "token = \"t\"".into(), ..Settings::of(Stores::shared()).phase("31", "dual-standalone") }.start().ready();
+    let proxy =
+        Settings { admin: "token = \"t\"".into(), ..Settings::of(Stores::shared()).phase("31", "dual-standalone") }
+            .start()
+            .ready();
     let post = |headers: &[(&str, &str)]| {
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let mut request = agent.post(format!("http://127.0.0.1:{}/api/backfill", proxy.admin_port));
@@ -104,10 +112,17 @@ fn the_admin_token_is_asked_of_what_changes_something_and_foreign_pages_are_refu
 fn config_files_are_judged_with_line_caret_and_help() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config");
     let check = |path: &std::path::Path| {
-        Command::new(env!("CARGO_BIN_EXE_cutover")).arg("--config").arg(path).arg("status").env_remove("NOT_SET").output().expect("run cutover")
+        Command::new(env!("CARGO_BIN_EXE_cutover"))
+            .arg("--config")
+            .arg(path)
+            .arg("status")
+            .env_remove("NOT_SET")
+            .output()
+            .expect("run cutover")
     };
     let files = |kind: &str| {
-        let mut found: Vec<_> = std::fs::read_dir(folder.join(kind)).expect("read").map(|entry| entry.expect("an entry").path()).collect();
+        let mut found: Vec<_> =
+            std::fs::read_dir(folder.join(kind)).expect("read").map(|entry| entry.expect("an entry").path()).collect();
         found.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
         found.sort();
         assert!(!found.is_empty());
@@ -116,12 +131,14 @@ fn config_files_are_judged_with_line_caret_and_help() {
     for path in files("bad") {
         let out = check(&path);
         assert_eq!(out.status.code(), Some(2), "{}", path.display());
-        let told = String::from_utf8_lossy(&out.stderr).replace(&path.display().to_string(), &path.file_name().expect("a name").to_string_lossy());
+        let told = String::from_utf8_lossy(&out.stderr)
+            .replace(&path.display().to_string(), &path.file_name().expect("a name").to_string_lossy());
         let beside = path.with_extension("txt");
         if std::env::var_os("UPDATE").is_some() {
             std::fs::write(&beside, &told).expect("write");
         }
-        let wanted = std::fs::read_to_string(&beside).unwrap_or_else(|_| panic!("{} has no message beside it; UPDATE=1 writes it", path.display()));
+        let wanted = std::fs::read_to_string(&beside)
+            .unwrap_or_else(|_| panic!("{} has no message beside it; UPDATE=1 writes it", path.display()));
         assert_eq!(told, wanted, "{}", path.display());
     }
     for path in files("good") {

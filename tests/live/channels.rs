@@ -33,7 +33,8 @@ fn a_flip_of_the_channels_loses_no_message_and_doubles_none() {
                 let mut connection = connect(port);
                 let mut pubsub = connection.as_pubsub();
                 match number % 2 {
-                    0 => (0..publishers).for_each(|channel| pubsub.subscribe(format!("news:{channel}")).expect("SUBSCRIBE")),
+                    0 => (0..publishers)
+                        .for_each(|channel| pubsub.subscribe(format!("news:{channel}")).expect("SUBSCRIBE")),
                     _ => pubsub.psubscribe("news:*").expect("PSUBSCRIBE"),
                 }
                 ready.send(()).expect("the test waits");
@@ -62,9 +63,12 @@ fn a_flip_of_the_channels_loses_no_message_and_doubles_none() {
                 let (mut client, mut number) = (connect(port), 0u64);
                 while !over.load(Ordering::Relaxed) {
                     number += 1;
-                    let _: i64 = command(&["PUBLISH", &format!("news:{channel}"), &number.to_string()]).query(&mut client).expect("PUBLISH");
+                    let _: i64 = command(&["PUBLISH", &format!("news:{channel}"), &number.to_string()])
+                        .query(&mut client)
+                        .expect("PUBLISH");
                 }
-                let _: i64 = command(&["PUBLISH", &format!("news:{channel}"), "end"]).query(&mut client).expect("PUBLISH");
+                let _: i64 =
+                    command(&["PUBLISH", &format!("news:{channel}"), "end"]).query(&mut client).expect("PUBLISH");
                 number
             })
         })
@@ -86,18 +90,26 @@ fn a_flip_of_the_channels_loses_no_message_and_doubles_none() {
 fn a_transaction_publishes_where_its_subscribers_are() {
     let stores = Stores::shared();
     for side in ["standalone", "cluster"] {
-        let proxy = channels(Settings::of(stores), side).phase("75", "standalone").phase("76", "cluster").start().ready();
+        let proxy =
+            channels(Settings::of(stores), side).phase("75", "standalone").phase("76", "cluster").start().ready();
         let (mut subscriber, mut client) = (Raw::to(proxy.port), proxy.connect());
         let channel = format!("done-{side}");
         subscriber.send(format!("SUBSCRIBE {channel}\r\n").as_bytes());
         subscriber.expect(format!("*3\r\n$9\r\nsubscribe\r\n${}\r\n{channel}\r\n:1\r\n", channel.len()).as_bytes());
         for provider in ["75", "76"] {
             let mut pipe = redis::pipe();
-            pipe.atomic().cmd("SET").arg(format!("provider:{provider}:result")).arg("1").cmd("PUBLISH").arg(&channel).arg("x");
+            pipe.atomic()
+                .cmd("SET")
+                .arg(format!("provider:{provider}:result"))
+                .arg("1")
+                .cmd("PUBLISH")
+                .arg(&channel)
+                .arg("x");
             let (set, heard): (Value, i64) = pipe.query(&mut client).expect("EXEC");
             assert_eq!(set, Value::Okay);
             assert!(heard <= 1, "on a cluster only the subscribers of the node itself are counted");
-            subscriber.expect(format!("*3\r\n$7\r\nmessage\r\n${}\r\n{channel}\r\n$1\r\nx\r\n", channel.len()).as_bytes());
+            subscriber
+                .expect(format!("*3\r\n$7\r\nmessage\r\n${}\r\n{channel}\r\n$1\r\nx\r\n", channel.len()).as_bytes());
         }
     }
 }
@@ -111,7 +123,9 @@ fn channels_do_not_go_where_nobody_can_subscribe() {
     subscriber.expect(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n");
     stores.nodes.iter().for_each(|node| node.signal("STOP"));
     proxy.edit(|settings| Settings { routing: "flip_timeout = \"1s\"\npubsub = \"cluster\"".into(), ..settings });
-    eventually("the file is refused", || proxy.table()["refused"].as_str().is_some_and(|reason| reason.contains("pubsub")));
+    eventually("the file is refused", || {
+        proxy.table()["refused"].as_str().is_some_and(|reason| reason.contains("pubsub"))
+    });
     assert_eq!(run(&mut client, "PUBLISH c hello"), Value::Int(1));
     subscriber.expect(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$5\r\nhello\r\n");
     stores.nodes.iter().for_each(|node| node.signal("CONT"));

@@ -76,7 +76,8 @@ impl Redis {
     }
 
     fn spawn(port: u16, directory: &TempDir, arguments: &Vec<String>) -> (Child, u32) {
-        let script = "redis-server \"$@\" >/dev/null & echo $!; read _; kill -CONT $! 2>/dev/null; kill -9 $! 2>/dev/null";
+        let script =
+            "redis-server \"$@\" >/dev/null & echo $!; read _; kill -CONT $! 2>/dev/null; kill -9 $! 2>/dev/null";
         let mut shell = Command::new("sh")
             .args(["-c", script, "sh", "--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
             .args(["--appendonly", "yes", "--appendfsync", "no", "--logfile", "redis.log", "--dir"])
@@ -275,7 +276,8 @@ impl Proxy {
     fn start(settings: Settings) -> Self {
         let directory = tempfile::tempdir().expect("make a directory");
         let (port, admin_port) = (free_port(), free_port());
-        std::fs::write(directory.path().join("proxy.toml"), Self::config(&settings, port, admin_port, &directory)).expect("write");
+        std::fs::write(directory.path().join("proxy.toml"), Self::config(&settings, port, admin_port, &directory))
+            .expect("write");
         let (child, log) = Self::spawn(&directory);
         let mut proxy = Self { child, port, admin_port, directory, settings, log };
         proxy.wait_until_up();

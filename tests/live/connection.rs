@@ -59,10 +59,13 @@ fn a_blocked_client_is_unblocked_as_if_its_time_were_over_or_with_an_error() {
         blocked.send(b"PING\r\n");
         blocked.expect(b"+PONG\r\n");
     }
-    let idle = format!("CLIENT UNBLOCK {}", match run(&mut own, "CLIENT ID") {
-        Value::Int(id) => id,
-        other => panic!("{other:?}"),
-    });
+    let idle = format!(
+        "CLIENT UNBLOCK {}",
+        match run(&mut own, "CLIENT ID") {
+            Value::Int(id) => id,
+            other => panic!("{other:?}"),
+        }
+    );
     assert_eq!(run(&mut own, &idle), Value::Int(0));
 }
 

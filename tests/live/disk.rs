@@ -9,7 +9,11 @@ use crate::common::{Proxy, Settings, Stores, eventually, run};
 
 /// A proxy whose route waits for both stores, synced, with the follower stopped.
 fn stopped_follower(stores: &Stores, provider: &str) -> Proxy {
-    let settings = Settings { routing: "ack = \"both\"".into(), stores: "reply_timeout = \"1s\"\npatience = \"300ms\"".into(), ..Settings::of(stores) };
+    let settings = Settings {
+        routing: "ack = \"both\"".into(),
+        stores: "reply_timeout = \"1s\"\npatience = \"300ms\"".into(),
+        ..Settings::of(stores)
+    };
     let proxy = settings.phase(provider, "dual-standalone").start().ready();
     proxy.cli_ok(&format!("backfill {provider}"));
     stores.nodes[..3].iter().for_each(|node| node.signal("STOP"));
@@ -65,7 +69,9 @@ fn a_disk_that_is_full_delays_the_answer_and_loses_no_record() {
     assert!(!proxy.log().contains("unusable"), "{}", proxy.log());
     eventually("what the journal named is open", || metric(&proxy, "diverged_keys") == 11);
     stores.nodes[..3].iter().for_each(|node| node.signal("CONT"));
-    eventually("repaired, and the journal is empty", || metric(&proxy, "diverged_keys") == 0 && metric(&proxy, "journal_keys") == 0);
+    eventually("repaired, and the journal is empty", || {
+        metric(&proxy, "diverged_keys") == 0 && metric(&proxy, "journal_keys") == 0
+    });
 }
 
 #[test]

@@ -136,8 +136,12 @@ const CASES: &[Case] = &[
 ];
 
 /// Write commands that have no case here, and where they are shown.
-const ELSEWHERE: [(&str, &str); 4] =
-    [("FLUSHALL", "keyspace"), ("FLUSHDB", "keyspace"), ("MOVE", "keyspace"), ("SWAPDB", "refused where a route moves")];
+const ELSEWHERE: [(&str, &str); 4] = [
+    ("FLUSHALL", "keyspace"),
+    ("FLUSHDB", "keyspace"),
+    ("MOVE", "keyspace"),
+    ("SWAPDB", "refused where a route moves"),
+];
 
 /// How the two stores stand before a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,7 +245,9 @@ impl Store {
 
     /// What each key holds and when it expires.
     fn states(&mut self, keys: &[String]) -> Vec<State> {
-        let ask = |word: &str| -> Vec<_> { keys.iter().map(|key| (key.clone(), vec![word.to_string(), key.clone()])).collect() };
+        let ask = |word: &str| -> Vec<_> {
+            keys.iter().map(|key| (key.clone(), vec![word.to_string(), key.clone()])).collect()
+        };
         let (kinds, expiries) = (self.ask(&ask("TYPE")), self.ask(&ask("PEXPIRETIME")));
         let mut questions = Vec::new();
         for (key, kind) in keys.iter().zip(&kinds) {
@@ -251,11 +257,18 @@ impl Store {
                 "list" => &[&["LRANGE", "$", "0", "-1"]],
                 "set" => &[&["SMEMBERS", "$"]],
                 "zset" => &[&["ZRANGE", "$", "0", "-1", "WITHSCORES"]],
-                "stream" => &[&["XRANGE", "$", "-", "+"], &["XINFO", "GROUPS", "$"], &["XPENDING", "$", "g"], &["XINFO", "STREAM", "$"]],
+                "stream" => &[
+                    &["XRANGE", "$", "-", "+"],
+                    &["XINFO", "GROUPS", "$"],
+                    &["XPENDING", "$", "g"],
+                    &["XINFO", "STREAM", "$"],
+                ],
                 "none" => &[],
                 other => panic!("a key of type {other}"),
             };
-            let of = |words: &&[&str]| words.iter().map(|word| if *word == "$" { key.clone() } else { word.to_string() }).collect();
+            let of = |words: &&[&str]| {
+                words.iter().map(|word| if *word == "$" { key.clone() } else { word.to_string() }).collect()
+            };
             questions.extend(words.iter().map(of).map(|words: Vec<String>| (key.clone(), words)));
         }
         let answers = self.ask(&questions);
@@ -269,7 +282,10 @@ impl Store {
             by_key.entry(key).or_default().push_str(&told);
         }
         let expiry = |value: &Value| if let Value::Int(at) = value { *at } else { panic!("no time: {value:?}") };
-        keys.iter().zip(&expiries).map(|(key, at)| State { value: by_key.get(key).cloned(), expires_at: expiry(at) }).collect()
+        keys.iter()
+            .zip(&expiries)
+            .map(|(key, at)| State { value: by_key.get(key).cloned(), expires_at: expiry(at) })
+            .collect()
     }
 }
 
@@ -282,7 +298,9 @@ struct State {
 impl State {
     fn agrees(&self, other: &Self, tolerance_ms: i64) -> bool {
         let is_timed = |state: &Self| state.expires_at >= 0;
-        self.value == other.value && is_timed(self) == is_timed(other) && (self.expires_at - other.expires_at).abs() <= tolerance_ms
+        self.value == other.value
+            && is_timed(self) == is_timed(other)
+            && (self.expires_at - other.expires_at).abs() <= tolerance_ms
     }
 }
 
@@ -333,7 +351,9 @@ fn meaning(name: &str, value: &Value) -> String {
                 Value::Array(cells) => cells.iter().collect(),
                 _ => Vec::new(),
             };
-            let is_told = |name: &Value| ["last-generated-id", "entries-added"].iter().any(|told| format!("{name:?}").contains(told));
+            let is_told = |name: &Value| {
+                ["last-generated-id", "entries-added"].iter().any(|told| format!("{name:?}").contains(told))
+            };
             format!("{:?}", cells.chunks(2).filter(|pair| is_told(pair[0])).collect::<Vec<_>>())
         }
         Value::ServerError(error) => format!("error {} {}", error.code(), error.details().unwrap_or_default()),
@@ -398,7 +418,9 @@ impl World {
         let stores = Stores::shared();
         let providers = [0, 1, 2, 3].map(|n| (first + n).to_string());
         let mut settings = Settings { routing: routing.into(), ..Settings::of(stores) };
-        for (provider, phase) in providers.iter().zip(["dual-standalone", "dual-standalone", "dual-standalone", "dual-cluster"]) {
+        for (provider, phase) in
+            providers.iter().zip(["dual-standalone", "dual-standalone", "dual-standalone", "dual-cluster"])
+        {
             settings = settings.phase(provider, phase);
         }
         let proxy = settings.start().ready();
@@ -429,7 +451,8 @@ impl World {
         for connection in self.standalone.0.iter_mut().chain(&mut self.cluster.0).chain(&mut self.model.0) {
             let sha: String = command(&["SCRIPT", "LOAD", SCRIPT]).query(connection).expect("SCRIPT LOAD");
             assert_eq!(sha, SCRIPT_SHA);
-            let _: Value = command(&["FUNCTION", "LOAD", "REPLACE", function]).query(connection).expect("FUNCTION LOAD");
+            let _: Value =
+                command(&["FUNCTION", "LOAD", "REPLACE", function]).query(connection).expect("FUNCTION LOAD");
         }
     }
 
@@ -441,7 +464,11 @@ impl World {
             let seeds: Vec<_> = run.seeds().into_iter().map(|words| (run.key("a"), words)).collect();
             if run.start == Start::OtherOnFollower && run.is_led_by_cluster {
                 // What the leader lacks is brought over.
-                model.extend(run.others().into_iter().filter(|(_, words)| !seeds.iter().flat_map(|(_, words)| words).any(|word| *word == words[1])));
+                model.extend(
+                    run.others()
+                        .into_iter()
+                        .filter(|(_, words)| !seeds.iter().flat_map(|(_, words)| words).any(|word| *word == words[1])),
+                );
             }
             model.extend(seeds.clone());
             let (leader, follower) = match run.is_led_by_cluster {
@@ -488,7 +515,10 @@ impl World {
                 let is_named = run.request.contains(["$a", "$b", "$c"][index % 3]);
                 is_named && (run.start == Start::Through || before[*index] != after[*index])
             };
-            (3 * number..3 * number + 3).filter(is_due).filter(|index| !standalone[*index].agrees(&cluster[*index], 50)).collect()
+            (3 * number..3 * number + 3)
+                .filter(is_due)
+                .filter(|index| !standalone[*index].agrees(&cluster[*index], 50))
+                .collect()
         };
         while (0..runs.len()).any(|run| !differ(run, &standalone, &cluster).is_empty()) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(50));
@@ -499,7 +529,10 @@ impl World {
         for (number, run) in runs.iter().enumerate() {
             let about = format!("{} on {:?} ({:?}, provider {})", run.request, run.seed, run.start, run.provider);
             for index in differ(number, &standalone, &cluster) {
-                wrong.push(format!("{about}: {} is {:?} on the standalone, {:?} on the cluster", keys[index], standalone[index], cluster[index]));
+                wrong.push(format!(
+                    "{about}: {} is {:?} on the standalone, {:?} on the cluster",
+                    keys[index], standalone[index], cluster[index]
+                ));
             }
             let (reply, expected) = (meaning(run.command, &replies[number]), meaning(run.command, &wanted[number]));
             if !run.is_chance && reply != expected {
@@ -509,7 +542,8 @@ impl World {
             for name in 0..3 {
                 let index = 3 * number + name;
                 // Brought over by a touch that is not refused; a backfill does it for the rest.
-                let is_due = run.request.contains(["$a", "$b", "$c"][name]) && (before[index] != after[index] || leader[index].value.is_some());
+                let is_due = run.request.contains(["$a", "$b", "$c"][name])
+                    && (before[index] != after[index] || leader[index].value.is_some());
                 // Times are counted from when each of the two ran.
                 if is_due && !run.is_chance && !leader[index].agrees(&after[index], PATIENCE.as_millis() as i64) {
                     wrong.push(format!("{about}: the leader has {:?}, Redis {:?}", leader[index], after[index]));
@@ -551,8 +585,17 @@ fn every_effect(first: u32, routing: &str, protocol: &str) {
     // In a strict mode whatever failed has been in the journal.
     let journal = std::fs::read(world.proxy.directory.path().join("state/journal")).expect("a journal");
     let journal = String::from_utf8_lossy(&journal);
-    assert!(!journal.contains("provider"), "no effect failed, was answered unlike the write, or met another time: {journal}");
-    assert!(wrong.is_empty(), "{} of {} requests:\n{}", wrong.len(), all.len(), wrong.iter().take(60).cloned().collect::<Vec<_>>().join("\n"));
+    assert!(
+        !journal.contains("provider"),
+        "no effect failed, was answered unlike the write, or met another time: {journal}"
+    );
+    assert!(
+        wrong.is_empty(),
+        "{} of {} requests:\n{}",
+        wrong.len(),
+        all.len(),
+        wrong.iter().take(60).cloned().collect::<Vec<_>>().join("\n")
+    );
 }
 
 #[test]
@@ -563,7 +606,8 @@ fn every_write_command_has_a_case() {
     for spec in all().iter().filter(|spec| spec.access == Access::Write && !matches!(spec.kind, Kind::Refused(_))) {
         let info = run(&mut connection, &format!("COMMAND INFO {}", spec.name));
         let is_known = !matches!(&info, Value::Array(rows) if rows.first() == Some(&Value::Nil));
-        let is_shown = CASES.iter().any(|(name, ..)| *name == spec.name) || ELSEWHERE.iter().any(|(name, _)| *name == spec.name);
+        let is_shown =
+            CASES.iter().any(|(name, ..)| *name == spec.name) || ELSEWHERE.iter().any(|(name, _)| *name == spec.name);
         if is_known && !is_shown {
             missing.push(spec.name);
         }
@@ -583,7 +627,8 @@ fn every_write_command_leaves_both_stores_equal_before_it_is_answered_and_under_
 
 /// A proxy with one synced route, and a key `k` of it whose primary is `node`.
 fn synced(stores: &Stores, provider: &str, routing: &str) -> Proxy {
-    let settings = Settings { routing: routing.into(), stores: "reply_timeout = \"2s\"".into(), ..Settings::of(stores) };
+    let settings =
+        Settings { routing: routing.into(), stores: "reply_timeout = \"2s\"".into(), ..Settings::of(stores) };
     let proxy = settings.phase(provider, "dual-standalone").start().ready();
     proxy.cli_ok(&format!("backfill {provider}"));
     proxy
@@ -601,8 +646,15 @@ fn a_write_that_crosses_the_key_s_expiry_leaves_no_fragment_on_the_follower() {
     let proxy = synced(&stores, "620", "");
     let mut client = proxy.connect();
     let writes = [
-        ("HSET K f 1", "HSET K g 2"), ("SADD K a", "SADD K b"), ("RPUSH K a", "RPUSH K b"), ("ZADD K 1 a", "ZADD K 2 b"), ("SET K a", "APPEND K b"),
-        ("SET K 7", "INCR K"), ("HSET K f 1", "EXPIRE K 900"), ("XADD K 1-0 f v", "XADD K 2-0 f v"), ("ZADD K 1 a", "ZINCRBY K 1 b"),
+        ("HSET K f 1", "HSET K g 2"),
+        ("SADD K a", "SADD K b"),
+        ("RPUSH K a", "RPUSH K b"),
+        ("ZADD K 1 a", "ZADD K 2 b"),
+        ("SET K a", "APPEND K b"),
+        ("SET K 7", "INCR K"),
+        ("HSET K f 1", "EXPIRE K 900"),
+        ("XADD K 1-0 f v", "XADD K 2-0 f v"),
+        ("ZADD K 1 a", "ZINCRBY K 1 b"),
     ];
     let key = |n: usize| format!("provider:620:{{{n}}}");
     for (n, (first, _)) in writes.iter().enumerate() {
@@ -621,7 +673,12 @@ fn a_write_that_crosses_the_key_s_expiry_leaves_no_fragment_on_the_follower() {
     stores.nodes[..3].iter().for_each(|node| node.signal("CONT"));
     eventually("every key is equal again", || {
         (0..writes.len()).all(|n| {
-            let ask = |word: &str| (run(&mut stores.standalone.connect(), &format!("{word} {}", key(n))), stores.on_cluster(&[word, &key(n)], &key(n)));
+            let ask = |word: &str| {
+                (
+                    run(&mut stores.standalone.connect(), &format!("{word} {}", key(n))),
+                    stores.on_cluster(&[word, &key(n)], &key(n)),
+                )
+            };
             let ((type_here, type_there), (time_here, time_there)) = (ask("TYPE"), ask("PEXPIRETIME"));
             type_here == type_there && time_here == time_there
         }) && open_divergence(&proxy) == 0
@@ -640,7 +697,10 @@ fn a_key_that_began_anew_on_the_leader_does_not_keep_what_the_follower_had() {
     let key = "provider:621:session";
     run(&mut client, &format!("HSET {key} old 1"));
     run(&mut client, &format!("PEXPIRE {key} 300"));
-    eventually("the follower has the time", || matches!(stores.on_cluster(&["PTTL", key], key), Value::Int(left) if left > 0));
+    eventually(
+        "the follower has the time",
+        || matches!(stores.on_cluster(&["PTTL", key], key), Value::Int(left) if left > 0),
+    );
     // A follower whose clock is late.
     stores.on_cluster(&["PEXPIRE", key, "60000"], key);
     std::thread::sleep(Duration::from_millis(400));
@@ -662,14 +722,23 @@ fn with_ack_both_a_write_is_answered_when_both_stores_have_it_or_the_journal_say
         assert_eq!(stores.on_cluster(&["LLEN", key], key), Value::Int(n + 1), "answered when both have it");
     }
     run(&mut client, "EVAL return(redis.call('SET',KEYS[1],7)) 1 provider:622:script");
-    assert_eq!(stores.on_cluster(&["GET", "provider:622:script"], "provider:622:script"), Value::BulkString(b"7".to_vec()));
+    assert_eq!(
+        stores.on_cluster(&["GET", "provider:622:script"], "provider:622:script"),
+        Value::BulkString(b"7".to_vec())
+    );
     stores.nodes[..3].iter().for_each(|node| node.signal("STOP"));
     let began = Instant::now();
     run(&mut client, &format!("RPUSH {key} last"));
     let took = began.elapsed();
-    assert!(took > Duration::from_millis(1_500) && took < Duration::from_secs(10), "it waits for the follower's time-out: {took:?}");
+    assert!(
+        took > Duration::from_millis(1_500) && took < Duration::from_secs(10),
+        "it waits for the follower's time-out: {took:?}"
+    );
     let journal = std::fs::read(proxy.directory.path().join("state/journal")).expect("a journal");
-    assert!(journal.windows(key.len()).any(|bytes| bytes == key.as_bytes()), "the journal has the key before the client has its answer");
+    assert!(
+        journal.windows(key.len()).any(|bytes| bytes == key.as_bytes()),
+        "the journal has the key before the client has its answer"
+    );
     assert_eq!(open_divergence(&proxy), 1);
     stores.nodes[..3].iter().for_each(|node| node.signal("CONT"));
     eventually("repaired", || open_divergence(&proxy) == 0);

@@ -33,7 +33,8 @@ fn a_store_that_is_down_at_the_start_is_told_and_comes_back_by_itself() {
 fn a_follower_that_stops_costs_the_client_nothing_and_is_repaired_when_it_goes_on() {
     let stores = Stores::start();
     let short = "reply_timeout = \"1s\"\npatience = \"500ms\"";
-    let proxy = Settings { stores: short.into(), ..Settings::of(&stores).phase("41", "dual-standalone") }.start().ready();
+    let proxy =
+        Settings { stores: short.into(), ..Settings::of(&stores).phase("41", "dual-standalone") }.start().ready();
     let mut client = proxy.connect();
     for n in 0..200 {
         run(&mut client, &format!("RPUSH provider:41:list{n} a b"));
@@ -64,7 +65,9 @@ fn a_follower_that_stops_costs_the_client_nothing_and_is_repaired_when_it_goes_o
 fn a_follower_that_is_away_for_long_costs_bounded_memory_and_is_walked_when_it_comes_back() {
     let mut stores = Stores::start();
     let short = "patience = \"200ms\"\nreply_timeout = \"1s\"\nqueue_bytes = \"4MiB\"";
-    let proxy = Settings { stores: short.into(), workers: 1, ..Settings::of(&stores).phase("49", "dual-standalone") }.start().ready();
+    let proxy = Settings { stores: short.into(), workers: 1, ..Settings::of(&stores).phase("49", "dual-standalone") }
+        .start()
+        .ready();
     stores.nodes.iter().for_each(|node| node.signal("KILL"));
     let mut client = proxy.connect();
     // More than a lane remembers one by one.
@@ -100,7 +103,8 @@ fn a_follower_that_is_away_for_long_costs_bounded_memory_and_is_walked_when_it_c
 fn a_leader_that_is_killed_gives_errors_and_comes_back_with_both_stores_equal() {
     let mut stores = Stores::start();
     let short = "patience = \"300ms\"";
-    let proxy = Settings { stores: short.into(), ..Settings::of(&stores).phase("42", "dual-standalone") }.start().ready();
+    let proxy =
+        Settings { stores: short.into(), ..Settings::of(&stores).phase("42", "dual-standalone") }.start().ready();
     let mut client = proxy.connect();
     for n in 0..100 {
         run(&mut client, &format!("INCR provider:42:n{n}"));
@@ -111,7 +115,8 @@ fn a_leader_that_is_killed_gives_errors_and_comes_back_with_both_stores_equal() 
         let (mut client, mut failed) = (connect(port), 0);
         let until = Instant::now() + Duration::from_secs(4);
         while Instant::now() < until {
-            failed += usize::from(try_run(&mut client, &format!("INCR provider:42:n{}", fastrand::u32(..100))).is_err());
+            failed +=
+                usize::from(try_run(&mut client, &format!("INCR provider:42:n{}", fastrand::u32(..100))).is_err());
         }
         failed
     });
@@ -138,7 +143,10 @@ fn a_primary_that_dies_is_replaced_by_its_replica_and_the_proxy_follows() {
     stores.nodes[0].signal("KILL");
     for n in 0..60 {
         let key = format!("provider:43:{n}");
-        eventually("every key is served again", || matches!(try_run(&mut client, &format!("GET {key}")), Ok(Value::BulkString(value)) if value == n.to_string().as_bytes()));
+        eventually(
+            "every key is served again",
+            || matches!(try_run(&mut client, &format!("GET {key}")), Ok(Value::BulkString(value)) if value == n.to_string().as_bytes()),
+        );
     }
 }
 
@@ -156,12 +164,16 @@ fn a_store_that_may_have_lost_acknowledged_writes_is_compared_again() {
     proxy.cli_ok("backfill 47 48");
     assert!(is_synced(&proxy, "47") && is_synced(&proxy, "48"));
     // The replica does not keep up, so that it takes over without having acknowledged what comes now.
-    let primary = (0..3).find(|node| command(&["GET", "provider:47:7"]).query::<Value>(&mut stores.nodes[*node].connect()).is_ok()).expect("an owner");
+    let primary = (0..3)
+        .find(|node| command(&["GET", "provider:47:7"]).query::<Value>(&mut stores.nodes[*node].connect()).is_ok())
+        .expect("an owner");
     stores.nodes[primary + 3].signal("STOP");
     for n in 0..200 {
         run(&mut client, &format!("SET provider:47:{n} new{n}"));
     }
-    eventually("the follower has them", || stores.on_cluster(&["GET", "provider:47:7"], "provider:47:7") == Value::BulkString(b"new7".to_vec()));
+    eventually("the follower has them", || {
+        stores.on_cluster(&["GET", "provider:47:7"], "provider:47:7") == Value::BulkString(b"new7".to_vec())
+    });
     stores.nodes[primary].signal("KILL");
     stores.nodes[primary + 3].signal("CONT");
     eventually("the log tells", || proxy.log().contains("a primary was replaced"));
@@ -209,8 +221,14 @@ fn slots_that_move_under_traffic_lose_no_increment_and_no_order() {
         })
         .collect();
     let slot = cutover::slot::of(b"provider:44:{moving}:n").to_string();
-    let id = |node: usize| -> String { command(&["CLUSTER", "MYID"]).query(&mut stores.nodes[node].connect()).expect("an id") };
-    let mut owner = (0..3).find(|node| command(&["GET", "provider:44:{moving}:n"]).query::<Value>(&mut stores.nodes[*node].connect()).is_ok()).expect("an owner");
+    let id = |node: usize| -> String {
+        command(&["CLUSTER", "MYID"]).query(&mut stores.nodes[node].connect()).expect("an id")
+    };
+    let mut owner = (0..3)
+        .find(|node| {
+            command(&["GET", "provider:44:{moving}:n"]).query::<Value>(&mut stores.nodes[*node].connect()).is_ok()
+        })
+        .expect("an owner");
     for _ in 0..4 {
         std::thread::sleep(Duration::from_millis(400));
         let target = (owner + 1) % 3;
@@ -276,7 +294,8 @@ fn a_proxy_killed_in_each_phase_loses_no_acknowledged_write() {
             .collect();
         std::thread::sleep(Duration::from_millis(200 + 50 * round as u64));
         proxy.kill();
-        let acknowledged: Vec<(String, bool)> = writers.into_iter().flat_map(|writer| writer.join().expect("ends")).collect();
+        let acknowledged: Vec<(String, bool)> =
+            writers.into_iter().flat_map(|writer| writer.join().expect("ends")).collect();
         assert!(acknowledged.len() > 100);
         proxy.start_again();
         let mut proxy = proxy_ready(&proxy);

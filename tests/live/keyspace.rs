@@ -4,7 +4,8 @@ use redis::Value;
 
 use crate::common::{Proxy, Settings, Stores, command, run, try_run};
 
-const PHASES: [(&str, &str); 4] = [("80", "standalone"), ("81", "dual-standalone"), ("82", "dual-cluster"), ("83", "cluster")];
+const PHASES: [(&str, &str); 4] =
+    [("80", "standalone"), ("81", "dual-standalone"), ("82", "dual-cluster"), ("83", "cluster")];
 
 fn proxy(stores: &Stores, providers: &[(&str, &str)]) -> Proxy {
     providers.iter().fold(Settings::of(stores), |settings, (id, phase)| settings.phase(id, phase)).start().ready()

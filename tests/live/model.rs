@@ -101,7 +101,10 @@ fn random_command(rng: &mut Rng, provider: &str, client: usize) -> Vec<String> {
         (_, 3..7) => format!("XADD {k} {}-1 f {value}", rng.u64(1..1_000_000)),
         (_, 7) => format!("XTRIM {k} MAXLEN 5"),
         (_, 8) => format!("XDEL {k} {value}-1"),
-        (_, 9) => format!("EVAL redis.call('RPUSH',KEYS[1],ARGV[1]);return(redis.call('LLEN',KEYS[1])) 1 {} {value}", key("list", n)),
+        (_, 9) => format!(
+            "EVAL redis.call('RPUSH',KEYS[1],ARGV[1]);return(redis.call('LLEN',KEYS[1])) 1 {} {value}",
+            key("list", n)
+        ),
         (_, 10) => format!("XLEN {k}"),
         (_, _) => format!("XRANGE {k} - +"),
     };
@@ -131,7 +134,8 @@ fn client(world: &World, number: usize, seed: u64, port: u16) {
     let mut rng = Rng::with_seed(seed + number as u64);
     while !world.over.load(Ordering::Relaxed) {
         let _writing = world.quiet.read().expect("no holder panics");
-        let commands = (0..if rng.usize(..20) == 0 { 3 } else { 1 }).map(|_| random_command(&mut rng, &world.provider, number));
+        let commands =
+            (0..if rng.usize(..20) == 0 { 3 } else { 1 }).map(|_| random_command(&mut rng, &world.provider, number));
         let commands: Vec<Vec<String>> = commands.collect();
         let ask = |connection: &mut Connection| -> String {
             if let [one] = commands.as_slice() {
@@ -164,11 +168,18 @@ fn sharing_client(world: &World, number: usize, port: u16) {
     while !world.over.load(Ordering::Relaxed) {
         let _writing = world.quiet.read().expect("no holder panics");
         let key = added % 5;
-        let _: i64 = command(&["INCR", &format!("provider:{provider}:shared:{key}")]).query(&mut through).expect("INCR");
-        let _: i64 = command(&["HINCRBY", &format!("provider:{provider}:counts"), &number.to_string(), "1"]).query(&mut through).expect("HINCRBY");
-        let _: i64 = command(&["RPUSH", &format!("provider:{provider}:log:{key}"), &format!("{number}-{added}")]).query(&mut through).expect("RPUSH");
+        let _: i64 =
+            command(&["INCR", &format!("provider:{provider}:shared:{key}")]).query(&mut through).expect("INCR");
+        let _: i64 = command(&["HINCRBY", &format!("provider:{provider}:counts"), &number.to_string(), "1"])
+            .query(&mut through)
+            .expect("HINCRBY");
+        let _: i64 = command(&["RPUSH", &format!("provider:{provider}:log:{key}"), &format!("{number}-{added}")])
+            .query(&mut through)
+            .expect("RPUSH");
         added += 1;
-        let mine: i64 = command(&["HGET", &format!("provider:{provider}:counts"), &number.to_string()]).query(&mut through).expect("HGET");
+        let mine: i64 = command(&["HGET", &format!("provider:{provider}:counts"), &number.to_string()])
+            .query(&mut through)
+            .expect("HGET");
         assert_eq!(mine, added, "client {number} reads what it wrote");
         world.done.fetch_add(1, Ordering::Relaxed);
     }
@@ -274,7 +285,11 @@ fn travel(provider: &str, naming: &str, seed: u64, steps: &[Step]) {
             std::thread::spawn(move || {
                 started.wait();
                 let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    if number % 4 == 3 { sharing_client(&world, number, port) } else { client(&world, number, seed, port) }
+                    if number % 4 == 3 {
+                        sharing_client(&world, number, port)
+                    } else {
+                        client(&world, number, seed, port)
+                    }
                 }));
                 if outcome.is_err() {
                     world.over.store(true, Ordering::Relaxed);
@@ -287,7 +302,9 @@ fn travel(provider: &str, naming: &str, seed: u64, steps: &[Step]) {
     for step in steps {
         // A step under traffic means some hundred commands from each.
         let (before, began) = (world.done.load(Ordering::Relaxed), Instant::now());
-        while world.done.load(Ordering::Relaxed) < before + 100 * CLIENTS as u64 && began.elapsed() < Duration::from_secs(20) {
+        while world.done.load(Ordering::Relaxed) < before + 100 * CLIENTS as u64
+            && began.elapsed() < Duration::from_secs(20)
+        {
             std::thread::sleep(Duration::from_millis(5));
             if world.over.load(Ordering::Relaxed) {
                 break;
@@ -305,7 +322,8 @@ fn travel(provider: &str, naming: &str, seed: u64, steps: &[Step]) {
                 let (standalone, cluster) = (world.standalone(), world.cluster());
                 assert_equal("standalone and cluster", &standalone, &cluster);
                 let is_shared = |key: &str| [":shared:", ":counts", ":log:"].iter().any(|part| key.contains(part));
-                let own: std::collections::BTreeMap<_, _> = standalone.into_iter().filter(|(key, _)| !is_shared(key)).collect();
+                let own: std::collections::BTreeMap<_, _> =
+                    standalone.into_iter().filter(|(key, _)| !is_shared(key)).collect();
                 assert_equal("standalone and model", &own, &world.wanted());
             }
         }
@@ -315,11 +333,14 @@ fn travel(provider: &str, naming: &str, seed: u64, steps: &[Step]) {
         thread.join().unwrap_or_else(|_| panic!("a client failed; the proxy's log:\n{}", proxy.log()));
     }
     let mut counts = proxy.connect();
-    let total: Vec<i64> = command(&["HVALS", &format!("provider:{provider}:counts")]).query(&mut counts).expect("HVALS");
+    let total: Vec<i64> =
+        command(&["HVALS", &format!("provider:{provider}:counts")]).query(&mut counts).expect("HVALS");
     let mut sum = 0;
     for key in 0..5 {
-        let incremented: i64 = command(&["GET", &format!("provider:{provider}:shared:{key}")]).query(&mut counts).expect("GET");
-        let logged: i64 = command(&["LLEN", &format!("provider:{provider}:log:{key}")]).query(&mut counts).expect("LLEN");
+        let incremented: i64 =
+            command(&["GET", &format!("provider:{provider}:shared:{key}")]).query(&mut counts).expect("GET");
+        let logged: i64 =
+            command(&["LLEN", &format!("provider:{provider}:log:{key}")]).query(&mut counts).expect("LLEN");
         assert_eq!(incremented, logged, "key {key}: every increment and every push exactly once");
         sum += incremented;
     }

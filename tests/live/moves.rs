@@ -24,7 +24,10 @@ fn a_saved_file_is_adopted_and_a_file_that_skips_a_phase_changes_nothing() {
     let table = proxy.table();
     assert_eq!(phase_of(&table, "10"), "dual-standalone");
     let reason = table["refused"].as_str().expect("a reason");
-    assert!(reason.contains("route 10 cannot go from dual-standalone to cluster") && reason.contains("dual-cluster"), "{reason}");
+    assert!(
+        reason.contains("route 10 cannot go from dual-standalone to cluster") && reason.contains("dual-cluster"),
+        "{reason}"
+    );
     assert!(proxy.http("/metrics").1.contains("cutover_table_refused 1"));
     assert!(proxy.log().contains("refused"), "{}", proxy.log());
     proxy.edit(|settings| settings.phase("10", "standalone"));
@@ -40,7 +43,10 @@ fn an_unknown_key_is_refused_with_its_place_and_the_nearest_known_one_while_traf
     eventually("the file is refused", || !proxy.table()["refused"].is_null());
     let table = proxy.table();
     let reason = table["refused"].as_str().expect("a reason");
-    assert!(reason.contains("unknown field `new_provider`") && reason.contains("did you mean `new_providers`?"), "{reason}");
+    assert!(
+        reason.contains("unknown field `new_provider`") && reason.contains("did you mean `new_providers`?"),
+        "{reason}"
+    );
     assert!(reason.contains("proxy.toml:") && reason.contains("^^^"), "{reason}");
     assert_eq!(run(&mut client, "PING"), Value::SimpleString("PONG".into()));
 }
@@ -112,7 +118,9 @@ fn a_flip_holds_up_its_own_route_for_a_moment_and_loses_nothing_of_the_others() 
                 while !over.load(Ordering::Relaxed) {
                     let began = Instant::now();
                     count += 1;
-                    let reply: i64 = command(&["INCR", &format!("provider:{provider}:count{number}")]).query(&mut client).expect("INCR");
+                    let reply: i64 = command(&["INCR", &format!("provider:{provider}:count{number}")])
+                        .query(&mut client)
+                        .expect("INCR");
                     assert_eq!(reply, count);
                     longest = longest.max(began.elapsed());
                 }
@@ -140,11 +148,15 @@ fn sigterm_answers_what_was_asked_and_exits_with_0() {
     let mut idle = proxy.connect();
     run(&mut idle, "SET provider:17:a 1");
     let mut blocked = proxy.connect();
-    let waiting = std::thread::spawn(move || command(&["BLPOP", "provider:17:queue", "30"]).query::<Value>(&mut blocked));
+    let waiting =
+        std::thread::spawn(move || command(&["BLPOP", "provider:17:queue", "30"]).query::<Value>(&mut blocked));
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(proxy.terminate(), Some(0));
     drop(waiting.join().expect("a reply or a closed connection"));
-    assert_eq!(Stores::shared().on_cluster(&["GET", "provider:17:a"], "provider:17:a"), Value::BulkString(b"1".to_vec()));
+    assert_eq!(
+        Stores::shared().on_cluster(&["GET", "provider:17:a"], "provider:17:a"),
+        Value::BulkString(b"1".to_vec())
+    );
     proxy.start_again();
     assert!(!proxy.log().contains("did not end cleanly"), "{}", proxy.log());
 }

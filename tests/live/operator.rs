@@ -72,7 +72,9 @@ impl Traffic {
                 let (mut client, mut count) = (connect(port), 0);
                 while !over.load(Ordering::Relaxed) {
                     count += 1;
-                    let reply: i64 = command(&["INCR", &key]).query(&mut client).unwrap_or_else(|error| panic!("INCR {key}: {error}"));
+                    let reply: i64 = command(&["INCR", &key])
+                        .query(&mut client)
+                        .unwrap_or_else(|error| panic!("INCR {key}: {error}"));
                     assert_eq!(reply, count, "{key}");
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -100,7 +102,14 @@ fn migrate_goes_the_whole_way_and_rollback_all_the_way_back_under_traffic() {
     }
     let traffic = Traffic::start(proxy.port, &["201"]);
     let told = proxy.cli_ok("migrate 201 --bake 2s --rate 0");
-    let steps = ["dual-standalone: adopted", "backfill: ", "verify: equal", "dual-cluster: adopted", "bake: no open divergence", "verify: equal"];
+    let steps = [
+        "dual-standalone: adopted",
+        "backfill: ",
+        "verify: equal",
+        "dual-cluster: adopted",
+        "bake: no open divergence",
+        "verify: equal",
+    ];
     let mut rest = &told[..];
     for step in steps {
         let at = rest.find(&format!("201: {step}")).unwrap_or_else(|| panic!("no `{step}` in its turn: {told}"));
@@ -109,7 +118,12 @@ fn migrate_goes_the_whole_way_and_rollback_all_the_way_back_under_traffic() {
     assert!(told.contains("cutover rollback"), "{told}");
     assert_eq!(phase(&proxy, "201"), "dual-cluster", "it stops before the phase cluster");
     let told = proxy.cli_ok("migrate 201 --bake 0s --rate 0 --finish");
-    assert!(told.contains("201: in phase dual-cluster already") && !told.contains("backfill") && !told.contains("dual-standalone"), "{told}");
+    assert!(
+        told.contains("201: in phase dual-cluster already")
+            && !told.contains("backfill")
+            && !told.contains("dual-standalone"),
+        "{told}"
+    );
     assert_eq!(phase(&proxy, "201"), "cluster");
 
     let told = proxy.cli_ok("rollback 201");
@@ -173,14 +187,30 @@ fn a_key_that_differs_stops_migrate_before_the_cutover_and_the_same_command_goes
     assert_eq!(route(&proxy, "203")["keys_copied"], 20);
     stores.on_cluster(&["SET", "provider:203:k7", "wrong"], "provider:203:k7");
     let told = refused(&proxy.cli("migrate 203 204 --bake 0s --rate 0"));
-    assert!(told.contains("provider:203:k7: the values differ") && told.contains("203 stays in phase dual-standalone"), "{told}");
+    assert!(
+        told.contains("provider:203:k7: the values differ") && told.contains("203 stays in phase dual-standalone"),
+        "{told}"
+    );
     assert!(told.contains("verify --repair") && told.contains("not begun: 204"), "{told}");
     assert_eq!((phase(&proxy, "203"), phase(&proxy, "204")), ("dual-standalone".into(), "standalone".into()));
     proxy.cli_ok("verify 203 --repair");
     let told = proxy.cli_ok("migrate 203 204 --bake 0s --rate 0 --json");
     let steps: Vec<Json> = told.lines().map(json).collect();
-    let names: Vec<String> = steps.iter().map(|step| format!("{} {}", step["routes"][0].as_str().unwrap_or(""), step["step"].as_str().unwrap_or("end"))).collect();
-    let expected = ["203 verify", "203 dual-cluster", "203 verify", "204 dual-standalone", "204 backfill", "204 verify", "204 dual-cluster", "204 verify", "203 end"];
+    let names: Vec<String> = steps
+        .iter()
+        .map(|step| format!("{} {}", step["routes"][0].as_str().unwrap_or(""), step["step"].as_str().unwrap_or("end")))
+        .collect();
+    let expected = [
+        "203 verify",
+        "203 dual-cluster",
+        "203 verify",
+        "204 dual-standalone",
+        "204 backfill",
+        "204 verify",
+        "204 dual-cluster",
+        "204 verify",
+        "203 end",
+    ];
     assert_eq!(names, expected, "one after the other");
     assert_eq!((phase(&proxy, "203"), phase(&proxy, "204")), ("dual-cluster".into(), "dual-cluster".into()));
 }
@@ -204,7 +234,10 @@ fn ctrl_c_leaves_every_route_in_a_safe_phase_and_a_backfill_running() {
     assert!(job["state"] == "running" || job["state"] == "done", "{job}");
     if job["state"] == "running" {
         let agent = ureq::Agent::new_with_defaults();
-        agent.post(format!("http://127.0.0.1:{}/api/jobs/{}/cancel", proxy.admin_port, job["id"])).send_empty().expect("cancel");
+        agent
+            .post(format!("http://127.0.0.1:{}/api/jobs/{}/cancel", proxy.admin_port, job["id"]))
+            .send_empty()
+            .expect("cancel");
         eventually("the slow walk ends", || proxy.http("/api/jobs").1.contains("\"cancelled\""));
     }
     let before = file(&proxy);
@@ -266,9 +299,13 @@ fn all_stands_for_providers_of_the_table_and_of_the_stores_and_many_flip_as_one_
     assert_eq!(proxy.table()["table_version"], version + 1);
     assert_eq!(phase(&proxy, "329"), "dual-cluster");
     // A range of ids stands for the lines in it.
-    eventually("the way back is open", || route(&proxy, "320")["synced"] == true && route(&proxy, "324")["synced"] == true);
+    eventually("the way back is open", || {
+        route(&proxy, "320")["synced"] == true && route(&proxy, "324")["synced"] == true
+    });
     proxy.cli_ok("rollback 320..324");
-    for (id, expected) in [("319", "dual-cluster"), ("320", "dual-standalone"), ("324", "dual-standalone"), ("325", "dual-cluster")] {
+    for (id, expected) in
+        [("319", "dual-cluster"), ("320", "dual-standalone"), ("324", "dual-standalone"), ("325", "dual-cluster")]
+    {
         assert_eq!(phase(&proxy, id), expected, "{id}");
     }
     for (key, count) in traffic.stop() {
@@ -292,11 +329,16 @@ fn a_rollback_of_many_takes_those_back_that_may_go_and_names_the_rest() {
     run(&mut client, "SET provider:206:a 2");
     eventually("the miss is open divergence", || route(&proxy, "206")["open_divergence"] == 1);
     let told = refused(&proxy.cli("rollback 206 207"));
-    assert!(told.contains("route 206 cannot go from dual-cluster to dual-standalone") && told.contains("1 keys may differ"), "{told}");
+    assert!(
+        told.contains("route 206 cannot go from dual-cluster to dual-standalone") && told.contains("1 keys may differ"),
+        "{told}"
+    );
     assert_eq!((phase(&proxy, "206"), phase(&proxy, "207")), ("dual-cluster".into(), "dual-standalone".into()));
     stores.standalone.restart();
     // A server that came back may have lost more than what the proxy knows of: a walk that begins by itself finds out.
-    eventually("it is repaired and walked", || route(&proxy, "206")["open_divergence"] == 0 && route(&proxy, "206")["synced"] == true);
+    eventually("it is repaired and walked", || {
+        route(&proxy, "206")["open_divergence"] == 0 && route(&proxy, "206")["synced"] == true
+    });
     proxy.cli_ok("rollback 206");
     assert_eq!(run(&mut client, "GET provider:206:a"), Value::BulkString(b"2".to_vec()));
 }
@@ -345,7 +387,9 @@ fn inventory_tells_what_the_standalone_holds_without_a_proxy_and_without_keys() 
     assert_eq!(found["unsized_keys"], 0);
     let commands: String = command(&["INFO", "commandstats"]).query(&mut direct).expect("INFO");
     assert!(commands.contains("cmdstat_scan:") && !commands.contains("cmdstat_keys:"), "{commands}");
-    let scans = commands.lines().find_map(|line| line.strip_prefix("cmdstat_scan:calls=")?.split(',').next()?.parse::<u32>().ok());
+    let scans = commands
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_scan:calls=")?.split(',').next()?.parse::<u32>().ok());
     assert!(scans.is_some_and(|scans| scans >= 20), "small pages: {scans:?}");
     let out = cutover(&config, &format!("{words} --json")).output().expect("run cutover");
     assert_eq!(json(&text(&out.stdout))["total"]["keys"], 2_056);
@@ -356,7 +400,8 @@ fn inventory_tells_what_the_standalone_holds_without_a_proxy_and_without_keys() 
 
 #[test]
 fn what_is_seen_in_traffic_is_listed_with_its_rate_and_the_stores_with_their_latency() {
-    let proxy = Settings::of(Stores::shared()).phase("208", "standalone").phase("600..699", "standalone").start().ready();
+    let proxy =
+        Settings::of(Stores::shared()).phase("208", "standalone").phase("600..699", "standalone").start().ready();
     let over = Arc::new(AtomicBool::new(false));
     let client = {
         let (over, port) = (over.clone(), proxy.port);
@@ -375,7 +420,9 @@ fn what_is_seen_in_traffic_is_listed_with_its_rate_and_the_stores_with_their_lat
         providers["providers"].as_array().expect("providers").iter().find(|provider| provider["id"] == id).cloned()
     };
     let rate = |id: &str| seen(id).and_then(|provider| provider["ops_per_second"].as_f64()).unwrap_or(0.0);
-    eventually("the rates are told", || rate("208") > 20.0 && rate("new-one") > 10.0 && rate("650") > 10.0 && rate("600..699") > 10.0);
+    eventually("the rates are told", || {
+        rate("208") > 20.0 && rate("new-one") > 10.0 && rate("650") > 10.0 && rate("600..699") > 10.0
+    });
     std::thread::sleep(Duration::from_secs(3));
     let (named, unnamed) = (rate("208"), rate("new-one"));
     assert!((1.6..2.4).contains(&(named / unnamed)), "two requests to one: {named} {unnamed}");
@@ -391,8 +438,14 @@ fn what_is_seen_in_traffic_is_listed_with_its_rate_and_the_stores_with_their_lat
     let metrics = proxy.http("/metrics").1;
     let metric = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
     assert!(metric("cutover_route_operations_per_second{route=\"208\"}").is_some_and(|rate| rate > 20.0), "{metrics}");
-    assert!(metric("cutover_route_operations_per_second{route=\"other_keys\"}").is_some_and(|rate| rate > 10.0), "{metrics}");
-    assert!(metric("cutover_store_latency_seconds{store=\"cluster\"}").is_some_and(|seconds| seconds > 0.0), "{metrics}");
+    assert!(
+        metric("cutover_route_operations_per_second{route=\"other_keys\"}").is_some_and(|rate| rate > 10.0),
+        "{metrics}"
+    );
+    assert!(
+        metric("cutover_store_latency_seconds{store=\"cluster\"}").is_some_and(|seconds| seconds > 0.0),
+        "{metrics}"
+    );
     over.store(true, Ordering::Relaxed);
     client.join().expect("no error");
     eventually("the rate ends with the traffic", || rate("208") == 0.0);
@@ -413,7 +466,15 @@ fn a_store_that_hangs_shows_in_its_latency() {
 #[test]
 fn wrong_usage_exits_with_2_what_cannot_be_done_with_1_and_help_reads_as_a_manual() {
     let proxy = Settings::of(Stores::shared()).phase("210", "standalone").start();
-    for wrong in ["migrate", "rollback", "migrate 1 --all", "migrate 1 --bake soon", "move 1", "inventory --top many", "status 1 --all"] {
+    for wrong in [
+        "migrate",
+        "rollback",
+        "migrate 1 --all",
+        "migrate 1 --bake soon",
+        "move 1",
+        "inventory --top many",
+        "status 1 --all",
+    ] {
         assert_eq!(proxy.cli(wrong).status.code(), Some(2), "{wrong}");
     }
     for command in ["migrate", "rollback", "inventory", "move", "backfill", "verify", "status"] {

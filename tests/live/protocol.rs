@@ -27,7 +27,11 @@ impl Raw {
         while length < got.len() {
             match self.0.read(&mut got[length..]) {
                 Ok(read) if read > 0 => length += read,
-                ended => panic!("{ended:?} after {:?}, expected {:?}", got[..length].escape_ascii().to_string(), wanted.escape_ascii().to_string()),
+                ended => panic!(
+                    "{ended:?} after {:?}, expected {:?}",
+                    got[..length].escape_ascii().to_string(),
+                    wanted.escape_ascii().to_string()
+                ),
             }
         }
         assert_eq!(got.escape_ascii().to_string(), wanted.escape_ascii().to_string());
@@ -173,8 +177,14 @@ fn transactions_blocking_commands_and_messages_pass_in_every_phase() {
         let mut count = [0; 4];
         one.0.read_exact(&mut count).expect("a count");
         one.expect(b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:2\r\n:2\r\n");
-        let popped = |element: &str| format!("*2\r\n${}\r\nprovider:{provider}:q\r\n$1\r\n{element}\r\n", provider.len() + 11);
-        one.send(format!("BLPOP provider:{provider}:q 1\r\nBLPOP provider:{provider}:q 1\r\nBLPOP provider:{provider}:q 10\r\n").as_bytes());
+        let popped =
+            |element: &str| format!("*2\r\n${}\r\nprovider:{provider}:q\r\n$1\r\n{element}\r\n", provider.len() + 11);
+        one.send(
+            format!(
+                "BLPOP provider:{provider}:q 1\r\nBLPOP provider:{provider}:q 1\r\nBLPOP provider:{provider}:q 10\r\n"
+            )
+            .as_bytes(),
+        );
         one.expect(popped("a").as_bytes());
         one.expect(popped("b").as_bytes());
         std::thread::sleep(Duration::from_millis(50));
@@ -198,7 +208,8 @@ fn transactions_blocking_commands_and_messages_pass_in_every_phase() {
 fn a_scan_shows_each_key_once_wherever_it_is() {
     let proxy = proxy();
     let mut client = proxy.connect();
-    let keys: std::collections::BTreeSet<String> = (0..400).map(|n| format!("provider:{}:scan:{n}", PROVIDERS[n % 4])).collect();
+    let keys: std::collections::BTreeSet<String> =
+        (0..400).map(|n| format!("provider:{}:scan:{n}", PROVIDERS[n % 4])).collect();
     for key in &keys {
         crate::common::run(&mut client, &format!("SET {key} v"));
     }

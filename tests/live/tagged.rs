@@ -26,7 +26,15 @@ fn multi_key_commands_transactions_and_scripts_of_a_provider_work_on_the_cluster
         let sum: i64 = command(&["EVAL", sum, "2", &key("m1"), &key("m2")]).query(&mut client).expect("EVAL");
         assert_eq!(sum, 3);
         let mut pipe = redis::pipe();
-        pipe.atomic().cmd("LPUSH").arg(key("l1")).arg("v").cmd("LMOVE").arg(key("l1")).arg(key("l2")).arg("LEFT").arg("LEFT");
+        pipe.atomic()
+            .cmd("LPUSH")
+            .arg(key("l1"))
+            .arg("v")
+            .cmd("LMOVE")
+            .arg(key("l1"))
+            .arg(key("l2"))
+            .arg("LEFT")
+            .arg("LEFT");
         pipe.cmd("LMPOP").arg("2").arg(key("l1")).arg(key("l2")).arg("LEFT");
         let (_, _, (from, _)): (i64, String, (String, Vec<String>)) = pipe.query(&mut client).expect("EXEC");
         assert_eq!(from, key("l2"), "the reply names the key as the application does");
@@ -44,7 +52,9 @@ fn replies_scans_and_errors_name_keys_as_the_application_does() {
     client.send(b"RPUSH provider:93:q v\r\nBLPOP provider:93:none provider:93:q 1\r\n");
     client.expect(b":1\r\n*2\r\n$13\r\nprovider:93:q\r\n$1\r\nv\r\n");
     client.send(b"XADD provider:93:s 1-1 f v\r\nXREAD STREAMS provider:93:s 0\r\n");
-    client.expect(b"$3\r\n1-1\r\n*1\r\n*2\r\n$13\r\nprovider:93:s\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n");
+    client.expect(
+        b"$3\r\n1-1\r\n*1\r\n*2\r\n$13\r\nprovider:93:s\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*2\r\n$1\r\nf\r\n$1\r\nv\r\n",
+    );
     client.send(b"XREADGROUP GROUP g c STREAMS provider:93:s >\r\n");
     client.expect(b"-NOGROUP No such key 'provider:93:s' or consumer group 'g' in XREADGROUP with GROUP option\r\n");
     let mut scan = command(&["SCAN"]);
@@ -64,26 +74,42 @@ fn a_script_that_a_store_has_not_seen_is_loaded_there() {
     for node in &stores.nodes[..3] {
         run(&mut node.connect(), "SCRIPT FLUSH");
     }
-    let (_, value): (String, i64) = command(&["EVALSHA", &digest, "1", "provider:94:k"]).query(&mut client).expect("EVALSHA");
+    let (_, value): (String, i64) =
+        command(&["EVALSHA", &digest, "1", "provider:94:k"]).query(&mut client).expect("EVALSHA");
     assert_eq!(value, 94);
-    assert!(try_run(&mut client, &format!("EVALSHA {} 1 provider:94:k", "0".repeat(40))).expect_err("unknown").to_string().contains("NoScript"));
+    assert!(
+        try_run(&mut client, &format!("EVALSHA {} 1 provider:94:k", "0".repeat(40)))
+            .expect_err("unknown")
+            .to_string()
+            .contains("NoScript")
+    );
 }
 
 #[test]
 fn names_on_the_cluster_cannot_be_changed_while_keys_are_there() {
     let mut proxy = tagged(Stores::shared()).phase("95", "dual-standalone").start().ready();
     proxy.edit(|settings| Settings { routing: String::new(), ..settings });
-    eventually("the file is refused", || proxy.table()["refused"].as_str().is_some_and(|reason| reason.contains("cluster_keys")));
+    eventually("the file is refused", || {
+        proxy.table()["refused"].as_str().is_some_and(|reason| reason.contains("cluster_keys"))
+    });
     proxy.terminate();
     proxy.start_again();
-    assert!(proxy.table()["refused"].as_str().is_some_and(|reason| reason.contains("cluster_keys")), "edited while it was down, too");
+    assert!(
+        proxy.table()["refused"].as_str().is_some_and(|reason| reason.contains("cluster_keys")),
+        "edited while it was down, too"
+    );
     let mut client = proxy.connect();
     run(&mut client, "SET provider:95:a 1");
     eventually("the old names are used", || {
-        Stores::shared().on_cluster(&["GET", "{95}provider:95:a"], "{95}provider:95:a") == Value::BulkString(b"1".to_vec())
+        Stores::shared().on_cluster(&["GET", "{95}provider:95:a"], "{95}provider:95:a")
+            == Value::BulkString(b"1".to_vec())
     });
-    proxy.edit(|settings| Settings { routing: "cluster_keys = \"tagged\"".into(), ..settings }.phase("95", "standalone"));
+    proxy.edit(|settings| {
+        Settings { routing: "cluster_keys = \"tagged\"".into(), ..settings }.phase("95", "standalone")
+    });
     eventually("back to the standalone", || proxy.table()["refused"].is_null());
     proxy.edit(|settings| Settings { routing: String::new(), ..settings });
-    eventually("now they can", || proxy.table()["table_version"].as_u64() > Some(2) && proxy.table()["refused"].is_null());
+    eventually("now they can", || {
+        proxy.table()["table_version"].as_u64() > Some(2) && proxy.table()["refused"].is_null()
+    });
 }

@@ -172,7 +172,11 @@ impl World {
 
     /// The last things that happened.
     pub fn story(&self) -> String {
-        self.story[self.story.len().saturating_sub(std::env::var("STORY").map_or(60, |text| text.parse().expect("a number")))..].join("\n")
+        self.story[self
+            .story
+            .len()
+            .saturating_sub(std::env::var("STORY").map_or(60, |text| text.parse().expect("a number")))..]
+            .join("\n")
     }
 
     fn tell(&mut self, what: String) {
@@ -266,7 +270,11 @@ impl World {
             return Err(early.clone());
         }
         if self.lane.sizes().1 != self.diverged.len() {
-            return Err(format!("the lane counts {} diverged keys, told of {}", self.lane.sizes().1, self.diverged.len()));
+            return Err(format!(
+                "the lane counts {} diverged keys, told of {}",
+                self.lane.sizes().1,
+                self.diverged.len()
+            ));
         }
         // With one store leading and complete, its value is what clients see.
         if self.mode() != Mode::FirstTouch {
@@ -301,7 +309,19 @@ impl World {
         let op = self.next;
         self.next += 1;
         let ticket = self.gate.enter(ROUTE);
-        self.ops.insert(op, Op { key: key.clone(), command, is_walk, in_lane: false, before: Vec::new(), result: None, is_lost: false, ticket });
+        self.ops.insert(
+            op,
+            Op {
+                key: key.clone(),
+                command,
+                is_walk,
+                in_lane: false,
+                before: Vec::new(),
+                result: None,
+                is_lost: false,
+                ticket,
+            },
+        );
         let mut orders = Vec::new();
         let mode = self.mode();
         let in_lane = self.lane.arrive(&key, op, work, mode, self.generation, &mut orders);
@@ -343,7 +363,9 @@ impl World {
 
     /// Whoever waits for both stores hears when both have the write, or the journal says that the follower lacks it.
     fn check_reply(&mut self, op: usize) {
-        let Some(entry) = self.ops.get(&op).filter(|entry| entry.in_lane && !entry.is_walk && !entry.is_lost) else { return };
+        let Some(entry) = self.ops.get(&op).filter(|entry| entry.in_lane && !entry.is_walk && !entry.is_lost) else {
+            return;
+        };
         let key = entry.key.clone();
         let is_equal = self.stores[&Side::Standalone].get(&key) == self.stores[&Side::Cluster].get(&key);
         if !is_equal && !self.journal.contains(&key) {
@@ -459,7 +481,8 @@ impl World {
                 if !(is_read && !in_lane && outcome != Outcome::Doubt) {
                     self.lane.led(&key, op, follow, outcome, generation, &mut orders);
                 }
-                let goes_on = in_lane || orders.iter().any(|order| matches!(order, Order::Follow { op: next } if *next == op));
+                let goes_on =
+                    in_lane || orders.iter().any(|order| matches!(order, Order::Follow { op: next } if *next == op));
                 self.carry_out(orders);
                 if !goes_on {
                     self.end(op, true);
@@ -468,7 +491,8 @@ impl World {
             }
             Item::Effect { op } => {
                 let Some(entry) = self.ops.get(&op) else { return };
-                let (key, in_lane, whole) = (entry.key.clone(), entry.in_lane, matches!(entry.command.work(), Work::Overwrite | Work::Resolve));
+                let (key, in_lane, whole) =
+                    (entry.key.clone(), entry.in_lane, matches!(entry.command.work(), Work::Overwrite | Work::Resolve));
                 self.lane.followed(&key, op, outcome, whole, generation, &mut orders);
                 self.carry_out(orders);
                 if !in_lane {
@@ -631,7 +655,19 @@ impl World {
             let op = self.next;
             self.next += 1;
             let ticket = self.gate.enter(ROUTE);
-            self.ops.insert(op, Op { key: key.clone(), command: Command::Read, is_walk: true, in_lane: true, before: Vec::new(), result: None, is_lost: false, ticket });
+            self.ops.insert(
+                op,
+                Op {
+                    key: key.clone(),
+                    command: Command::Read,
+                    is_walk: true,
+                    in_lane: true,
+                    before: Vec::new(),
+                    result: None,
+                    is_lost: false,
+                    ticket,
+                },
+            );
             let (mode, mut orders) = (self.mode(), Vec::new());
             self.lane.resync(&key, op, mode, self.generation, &mut orders);
             self.carry_out(orders);
