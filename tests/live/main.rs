@@ -10,6 +10,7 @@ mod connection;
 mod differential;
 mod disk;
 mod effects;
+mod fault;
 mod faults;
 mod keyspace;
 mod model;
