@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::cli::api_client::ApiClient;
 use crate::cli::facts::Facts;
 use crate::cli::interrupt::Interrupt;
-use crate::cli::output::{ProgressLine, bar, time};
+use crate::cli::output::time;
+use crate::cli::progress::Progress;
 use crate::routing::Phase;
 
 /// How long something may be wrong that can mend itself: a failover takes some seconds, a repair less.
@@ -38,7 +39,7 @@ pub fn bake(
     routes: &[String],
     length: Duration,
     refusals_max: u64,
-    line: ProgressLine,
+    progress: &Progress,
     interrupt: &Interrupt,
 ) -> Baked {
     let began = Instant::now();
@@ -46,7 +47,7 @@ pub fn bake(
     let mut troubled: Option<Instant> = None;
     loop {
         if interrupt.is_asked() {
-            line.end();
+            progress.end();
             return Baked::Interrupted;
         }
         let trouble = match Facts::read(client) {
@@ -57,7 +58,7 @@ pub fn bake(
             None => {
                 troubled = None;
                 if began.elapsed() >= length {
-                    line.end();
+                    progress.end();
                     let rate = watch.operations / f64::from(watch.looks.max(1));
                     return Baked::Good(format!(
                         "no open divergence, no refusals above {refusals_max} a route, {rate:.0} requests/s"
@@ -65,26 +66,20 @@ pub fn bake(
                 }
             }
             Some(Trouble::Final(reason)) => {
-                line.end();
+                progress.end();
                 return Baked::Short(reason);
             }
             Some(Trouble::Passing(reason)) => {
                 let since = *troubled.get_or_insert_with(Instant::now);
                 if since.elapsed() > PATIENCE {
-                    line.end();
+                    progress.end();
                     return Baked::Short(format!("for {}: {reason}", time(PATIENCE)));
                 }
             }
         }
         let passed = began.elapsed();
-        line.show(|| {
-            format!(
-                "{} bake: {} of {}, {:.0} requests/s",
-                bar(passed.as_secs_f64(), length.as_secs_f64()),
-                time(passed),
-                time(length),
-                watch.rate_now()
-            )
+        progress.show(passed.as_secs_f64(), length.as_secs_f64(), || {
+            format!("bake: {} of {}, {:.0} requests/s", time(passed), time(length), watch.rate_now())
         });
         interrupt.sleep(LOOK.min(length.saturating_sub(passed).max(Duration::from_millis(20))));
     }

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 
 use crate::cli::api_client::ApiClient;
+use crate::cli::consent::{self, Given};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::lines::{self, Missing};
 use crate::cli::output::{names, say, time};
@@ -95,6 +96,11 @@ pub fn run(config: &Config, path: &Path, asked: &Move, as_json: bool) -> anyhow:
         bail!(
             "there is no provider: proxy.toml names none, and no key in the stores fits the patterns of routing.keys"
         );
+    }
+    if asked.force {
+        let danger =
+            format!("{} to {to} without a judgement: what differs between the stores may be lost", names(&routes));
+        consent::ask(&danger, Given::of(asked.yes, asked.all))?;
     }
     // From here on Ctrl-C waits for the proxy's answer, so that a refused edit is put back and a force is taken out.
     let _interrupt = Interrupt::listen()?;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::cli::output::{ProgressLine, bar, print_table, say, size, time};
+use crate::cli::output::{print_table, say, size, time};
+use crate::cli::progress::Progress;
 use crate::cli::{DONE, Inventory as Asked};
 use crate::config::Config;
 use crate::jobs::inventory::{self, BigKey, Inventory, Tally, by_bytes};
@@ -18,10 +19,9 @@ pub fn run(config: &Config, asked: &Asked, as_json: bool) -> anyhow::Result<u8> 
     write(&asked.output, "")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let table = Table::build(&config.routing, 1, None);
-    let progress = ProgressLine::new(as_json);
+    let progress = Progress::new(as_json);
     let tell = |at: inventory::Progress| {
-        progress
-            .show(|| format!("{} {} of about {} keys", bar(at.scanned as f64, at.total as f64), at.scanned, at.total));
+        progress.show(at.scanned as f64, at.total as f64, || format!("{} of about {} keys read", at.scanned, at.total));
     };
     let found = runtime.block_on(inventory::take(&serve::standalone(config), &table, asked.top, tell));
     progress.end();

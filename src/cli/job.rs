@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::cli::api_client::ApiClient;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::{ProgressLine, bar, say};
+use crate::cli::output::say;
+use crate::cli::progress::Progress;
 use crate::cli::{DONE, REFUSED, Walk};
 use crate::config::Config;
 use crate::jobs::Kind;
@@ -21,7 +22,7 @@ pub fn run(config: &Config, kind: Kind, walk: &Walk, repair: bool, as_json: bool
     let body = json!({ "routes": routes, "all": walk.all, "rate": walk.rate, "repair": repair });
     let job = begin(&client, kind, &body)?;
     // Ctrl-C ends the watching as it ends any program: the job is the proxy's.
-    let job = watch(&client, job, ProgressLine::new(as_json), || Ok(Flow::GoOn))?;
+    let job = watch(&client, job, &Progress::new(as_json), || Ok(Flow::GoOn))?;
     if as_json {
         say!("{job}");
     } else {
@@ -51,16 +52,16 @@ pub enum Flow {
 pub fn watch(
     client: &ApiClient,
     mut job: Value,
-    line: ProgressLine,
+    progress: &Progress,
     mut look: impl FnMut() -> anyhow::Result<Flow>,
 ) -> anyhow::Result<Value> {
     let id = job["id"].as_u64().unwrap_or(0);
     while job["state"] == "running" && look()? == Flow::GoOn {
-        line.show(|| progress(&job));
+        show(progress, &job);
         std::thread::sleep(LOOK);
         job = client.get(&format!("/api/jobs/{id}"))?;
     }
-    line.end();
+    progress.end();
     Ok(job)
 }
 
@@ -69,16 +70,14 @@ pub fn is_good(job: &Value) -> bool {
     job["state"] == "done" && job["differing"] == 0
 }
 
-fn progress(job: &Value) -> String {
+fn show(progress: &Progress, job: &Value) {
     let number = |key: &str| job[key].as_f64().unwrap_or(0.0);
     let (scanned, total, rate) = (number("scanned"), number("keys_total").max(1.0), number("keys_per_second"));
     let left = if rate > 0.0 { (total - scanned).max(0.0) / rate } else { 0.0 };
     let kind = job["kind"].as_str().unwrap_or("job");
-    format!(
-        "{} {kind}: {scanned} of about {total} keys, {rate:.0}/s, {left:.0} s left, {} copied",
-        bar(scanned, total),
-        job["copied"]
-    )
+    progress.show(scanned, total, || {
+        format!("{kind}: {scanned} of about {total} keys, {rate:.0}/s, {left:.0} s left, {} copied", job["copied"])
+    });
 }
 
 fn print(job: &Value) {

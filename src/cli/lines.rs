@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, bail};
 
-use crate::cli::output::{ProgressLine, bar};
+use crate::cli::progress::Progress;
 use crate::config::Config;
 use crate::jobs::inventory;
 use crate::routing::{RouteName, Side, Table};
@@ -45,6 +45,11 @@ fn lines_of(config: &Config, word: &str, missing: Missing) -> anyhow::Result<Vec
         return Ok(vec![word.to_string()]);
     }
     let Some((first, last)) = range(word) else {
+        if word.contains(',') {
+            // A list in one word, as in `7,9,100..199`.
+            let words: Vec<String> = word.split(',').filter(|part| !part.is_empty()).map(str::to_string).collect();
+            return select(config, &words, missing);
+        }
         if missing == Missing::IsRefused {
             let line = &Table::build(routing, 1, None).provider_route(word.as_bytes()).name.clone();
             bail!(
@@ -159,13 +164,12 @@ fn in_stores(config: &Config, table: &Table, as_json: bool) -> anyhow::Result<BT
             Err(reason) => eprintln!("the cluster is not searched for providers: {reason}"),
         }
     }
-    let progress = ProgressLine::new(as_json);
+    let progress = Progress::new(as_json);
     let mut found = BTreeSet::new();
     for (side, endpoint) in places {
         let tell = |at: inventory::Progress| {
-            progress.show(|| {
-                format!("{} looking for providers in {}", bar(at.scanned as f64, at.total as f64), endpoint.address)
-            });
+            progress
+                .show(at.scanned as f64, at.total as f64, || format!("looking for providers in {}", endpoint.address));
         };
         let ids = runtime.block_on(inventory::providers(&endpoint, side, table, tell)).context("look for providers")?;
         found.extend(ids.into_iter().map(|id| id.to_vec()));
@@ -205,6 +209,7 @@ mod tests {
         assert_eq!(all(&["7..8"]).unwrap(), ["7", "8"], "every id has a line");
         assert_eq!(all(&["5..8"]).unwrap(), ["7", "8", "5..8"], "the ids without a line get one");
         assert_eq!(selected(&config, &["5..8"], IsRefused).unwrap(), ["7", "8"]);
+        assert_eq!(all(&["7,8", "100..199,9,"]).unwrap(), ["7", "8", "100..199", "9"], "lists in one word");
         assert!(all(&["150..160"]).unwrap_err().contains("shares ids with the line `100..199`"));
         assert!(all(&["90..199"]).unwrap_err().contains("name the lines: 100..199 150"));
         assert!(all(&["9..3"]).unwrap_err().contains("lower id"));

@@ -15,7 +15,8 @@ use crate::cli::facts::{Fact, Facts, Silence};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::job::Flow;
 use crate::cli::lines::{self, Missing};
-use crate::cli::output::{ProgressLine, names, say, time};
+use crate::cli::output::{names, say, time};
+use crate::cli::progress::Progress;
 use crate::cli::{DONE, Migrate, REFUSED, job};
 use crate::config::Config;
 use crate::jobs::Kind;
@@ -58,13 +59,13 @@ pub fn run(config: &Config, path: &Path, asked: &Migrate, as_json: bool) -> anyh
     if routes.iter().any(|route| route == "pubsub") {
         bail!("pubsub has no keys to migrate; `cutover move pubsub --to cluster` flips it");
     }
-    let together = match (asked.parallel, asked.all) {
+    let together = match (asked.at_once, asked.all) {
         (None, false) => 1,
         (None, true) => TOGETHER_OF_ALL,
         (Some(0), _) => routes.len(),
         (Some(count), _) => count,
     };
-    let way = Way { config, path, asked, client, interrupt, as_json, line: ProgressLine::new(as_json) };
+    let way = Way { config, path, asked, client, interrupt, as_json, progress: Progress::new(as_json) };
     let began = Instant::now();
     for (index, batch) in routes.chunks(together).enumerate() {
         if let Err(stop) = way.go(batch) {
@@ -103,7 +104,7 @@ struct Way<'w> {
     client: ApiClient,
     interrupt: Interrupt,
     as_json: bool,
-    line: ProgressLine,
+    progress: Progress,
 }
 
 impl Way<'_> {
@@ -199,7 +200,7 @@ impl Way<'_> {
         let body = json!({ "routes": routes, "rate": self.asked.rate });
         let begun = job::begin(&self.client, kind, &body)?;
         let (mut silence, mut reason, mut looks) = (Silence::default(), None, 0);
-        let ended = job::watch(&self.client, begun, self.line, || {
+        let ended = job::watch(&self.client, begun, &self.progress, || {
             looks += 1;
             // The whole table is large; a store is not silent for long enough in less than many looks.
             if looks % 10 == 0 {
@@ -234,7 +235,7 @@ impl Way<'_> {
             return Ok(());
         }
         let began = Instant::now();
-        match bake(&self.client, routes, length, self.asked.refusals, self.line, &self.interrupt) {
+        match bake(&self.client, routes, length, self.asked.refusals, &self.progress, &self.interrupt) {
             Baked::Good(message) => self.tell(routes, "bake", began.elapsed(), &message),
             Baked::Short(reason) => return Err(Stop::Short(format!("bake: {reason}"))),
             Baked::Interrupted => return Err(Stop::Interrupted),

@@ -5,13 +5,16 @@ mod audit;
 mod bake;
 mod change;
 mod check;
+mod consent;
 mod facts;
 mod interrupt;
 mod inventory;
 mod job;
 mod lines;
+mod manual;
 mod migrate;
 mod output;
+mod progress;
 mod rollback;
 mod status;
 
@@ -20,8 +23,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
-use crate::config::{self, Config};
+use crate::config;
 use crate::jobs;
 use crate::routing::Phase;
 
@@ -128,13 +132,14 @@ enum Command {
     /// Whatever falls short stops the command (exit 1), leaves the routes in the phase they are in, which is always a safe
     /// one, and says what to do; the same command goes on from there. So does Ctrl-C, at any moment.
     ///
-    /// Routes go one after the other, or --parallel of them in each step; with --all a hundred, because each backfill and
-    /// each verify walks the whole store once for all of its routes.
+    /// Routes go one after the other, or --at-once of them in each step; with --all a hundred, because each backfill and
+    /// each verify walks the whole store once for all of its routes. What falls short stops the command: what comes behind
+    /// it is not begun.
     ///
     /// Examples:
     ///   cutover migrate 42
     ///   cutover migrate 7 100..199 --bake 1h
-    ///   cutover migrate --all --parallel 0 --bake 30m --rate 0 --finish
+    ///   cutover migrate --all --at-once 0 --bake 30m --rate 0 --finish
     #[command(verbatim_doc_comment)]
     Migrate(Migrate),
     /// Takes routes back to the phase before, at once.
@@ -152,6 +157,24 @@ enum Command {
     ///   cutover rollback --all
     #[command(verbatim_doc_comment)]
     Rollback(Rollback),
+    /// Prints the script that completes commands and options in a shell.
+    ///
+    /// Examples:
+    ///   cutover completions bash > ~/.local/share/bash-completion/completions/cutover
+    ///   cutover completions zsh > "${fpath[1]}/_cutover"
+    ///   cutover completions fish > ~/.config/fish/completions/cutover.fish
+    #[command(verbatim_doc_comment)]
+    Completions { shell: Shell },
+    /// Writes manual pages: one for cutover and one for each command.
+    ///
+    /// Example:
+    ///   cutover man /usr/local/share/man/man1
+    #[command(verbatim_doc_comment)]
+    Man {
+        /// Is made if it is not there.
+        #[arg(value_name = "DIRECTORY")]
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -179,7 +202,7 @@ struct Inventory {
 
 #[derive(Debug, Args)]
 struct Move {
-    /// Providers, ranges ("100..199"), prefixes, or new_providers, other_keys, pubsub.
+    /// Providers, ranges ("100..199"), prefixes, lists ("7,9,42"), or new_providers, other_keys, pubsub.
     #[arg(value_name = "ROUTE", required_unless_present = "all")]
     routes: Vec<String>,
     /// Every provider that the table or the stores know. Both stores are searched; who has no line gets one.
@@ -188,9 +211,12 @@ struct Move {
     /// standalone, dual-standalone, dual-cluster or cluster.
     #[arg(long, value_name = "PHASE")]
     to: Phase,
-    /// Overrides the judgement: what differs between the stores may be lost.
+    /// Overrides the judgement: what differs between the stores may be lost. Asks first, on a terminal.
     #[arg(long)]
     force: bool,
+    /// Does not ask; needed for --force with --all where there is no terminal.
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -208,7 +234,7 @@ struct Walk {
 
 #[derive(Debug, Args)]
 struct Migrate {
-    /// Providers, ranges ("100..199"), prefixes, or new_providers, other_keys.
+    /// Providers, ranges ("100..199"), prefixes, lists ("7,9,42"), or new_providers, other_keys.
     #[arg(value_name = "ROUTE", required_unless_present = "all")]
     routes: Vec<String>,
     /// Every provider that the table or the stores know. Both stores are searched; who has no line gets one.
@@ -224,8 +250,8 @@ struct Migrate {
     #[arg(long, value_name = "N", default_value_t = jobs::RATE_DEFAULT)]
     rate: u64,
     /// How many routes take each step together; 0 for all of them [default: 1, with --all 100].
-    #[arg(long, value_name = "N")]
-    parallel: Option<usize>,
+    #[arg(long, value_name = "N", visible_alias = "parallel")]
+    at_once: Option<usize>,
     /// How many refused requests of a route the bake lets pass.
     #[arg(long, value_name = "N", default_value_t = 0)]
     refusals: u64,
@@ -233,49 +259,53 @@ struct Migrate {
 
 #[derive(Debug, Args)]
 struct Rollback {
-    /// Providers, ranges ("100..199"), prefixes, or new_providers, other_keys.
+    /// Providers, ranges ("100..199"), prefixes, lists ("7,9,42"), or new_providers, other_keys.
     #[arg(value_name = "ROUTE", required_unless_present = "all")]
     routes: Vec<String>,
     /// Every provider that the table or the stores know.
     #[arg(long, conflicts_with = "routes")]
     all: bool,
-    /// Overrides the judgement: what only the cluster has may be lost.
+    /// Overrides the judgement: what only the cluster has may be lost. Asks first, on a terminal.
     #[arg(long)]
     force: bool,
+    /// Does not ask; needed for --force with --all where there is no terminal.
+    #[arg(long)]
+    yes: bool,
 }
 
 /// Runs the command line of this process and gives its exit code.
 pub fn run() -> ExitCode {
     // clap prints what is wrong and exits with 2, or prints help and exits with 0.
     let cli = Cli::parse();
-    let config = match config::load(&cli.config) {
-        Ok(config) => config,
-        Err(report) => {
-            eprintln!("{report}");
-            return ExitCode::from(UNUSABLE);
-        }
-    };
-    match execute(&cli, &config) {
+    match execute(&cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(REFUSED)
+            // A report of findings says by itself that they are errors.
+            match error.downcast_ref::<config::Report>() {
+                Some(report) => eprintln!("{report}"),
+                None => eprintln!("error: {error:#}"),
+            }
+            ExitCode::from(if error.is::<config::Report>() { UNUSABLE } else { REFUSED })
         }
     }
 }
 
-fn execute(cli: &Cli, config: &Config) -> anyhow::Result<u8> {
+fn execute(cli: &Cli) -> anyhow::Result<u8> {
+    let (path, as_json) = (&cli.config, cli.json);
+    let config = || config::load(path);
     match &cli.command {
-        Command::Serve => crate::serve::run(config, &cli.config).map(|()| DONE),
-        Command::Check => check::run(config, &cli.config, cli.json),
-        Command::Status(asked) => status::run(config, asked, cli.json),
-        Command::Audit => audit::run(config, cli.json),
-        Command::Inventory(asked) => inventory::run(config, asked, cli.json),
-        Command::Move(asked) => change::run(config, &cli.config, asked, cli.json),
-        Command::Migrate(asked) => migrate::run(config, &cli.config, asked, cli.json),
-        Command::Rollback(asked) => rollback::run(config, &cli.config, asked, cli.json),
-        Command::Backfill(walk) => job::run(config, jobs::Kind::Backfill, walk, false, cli.json),
-        Command::Verify { walk, repair } => job::run(config, jobs::Kind::Verify, walk, *repair, cli.json),
+        Command::Serve => crate::serve::run(&config()?, path).map(|()| DONE),
+        Command::Check => check::run(&config()?, path, as_json),
+        Command::Status(asked) => status::run(&config()?, asked, as_json),
+        Command::Audit => audit::run(&config()?, as_json),
+        Command::Inventory(asked) => inventory::run(&config()?, asked, as_json),
+        Command::Move(asked) => change::run(&config()?, path, asked, as_json),
+        Command::Migrate(asked) => migrate::run(&config()?, path, asked, as_json),
+        Command::Rollback(asked) => rollback::run(&config()?, path, asked, as_json),
+        Command::Backfill(walk) => job::run(&config()?, jobs::Kind::Backfill, walk, false, as_json),
+        Command::Verify { walk, repair } => job::run(&config()?, jobs::Kind::Verify, walk, *repair, as_json),
+        Command::Completions { shell } => manual::completions(*shell),
+        Command::Man { directory } => manual::pages(directory),
     }
 }
 

@@ -1,7 +1,7 @@
-//! What people read: tables, progress lines, sizes and times in words.
+//! What people read: tables, sizes and times in words.
 
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::Duration;
 
 /// Prints a line.
@@ -29,40 +29,6 @@ pub fn print_table<const N: usize>(heads: [&str; N], rows: impl IntoIterator<Ite
         let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         say!("{}", cells.join("  ").trim_end());
     }
-}
-
-/// One line on a terminal that is written over; nothing where there is no terminal.
-#[derive(Clone, Copy, Debug)]
-pub struct ProgressLine {
-    shows: bool,
-}
-
-impl ProgressLine {
-    /// Standard error, so that what is printed stays clean. Programs that read JSON get none.
-    pub fn new(as_json: bool) -> Self {
-        Self { shows: !as_json && std::io::stderr().is_terminal() }
-    }
-
-    /// Shows a text instead of the last one.
-    pub fn show(&self, text: impl FnOnce() -> String) {
-        if self.shows {
-            eprint!("\r\x1b[K{}", text());
-            // A terminal that went away is no reason to stop the work.
-            let _ = std::io::stderr().flush();
-        }
-    }
-
-    /// Wipes it out.
-    pub fn end(&self) {
-        self.show(String::new);
-    }
-}
-
-/// `[####      ]  40%`
-pub fn bar(done: f64, total: f64) -> String {
-    let share = (done / total.max(1.0)).clamp(0.0, 1.0);
-    let filled = (share * 30.0) as usize;
-    format!("[{}{}] {:3.0}%", "#".repeat(filled), " ".repeat(30 - filled), share * 100.0)
 }
 
 /// Many names in a few: `1, 2, 3 and 97 more`.
@@ -100,6 +66,5 @@ mod tests {
         assert_eq!(names(&routes[..4]), "1, 2, 3, 4");
         assert_eq!(time(Duration::from_millis(34)), "34 ms");
         assert_eq!(time(Duration::from_secs(250)), "4 min 10 s");
-        assert_eq!(bar(5.0, 10.0), format!("[{}{}]  50%", "#".repeat(15), " ".repeat(15)));
     }
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::cli::api_client::ApiClient;
 use crate::cli::change::{self, Changed, Judgement};
+use crate::cli::consent::{self, Given};
 use crate::cli::facts::Facts;
 use crate::cli::interrupt::Interrupt;
 use crate::cli::lines::{self, Missing};
@@ -45,6 +46,11 @@ pub fn run(config: &Config, path: &Path, asked: &Rollback, as_json: bool) -> any
     }
     if back.is_empty() {
         return Ok(say_nothing_to_do(&routes, as_json));
+    }
+    if asked.force {
+        let flipping: Vec<String> = back.iter().map(|(route, _)| route.clone()).collect();
+        let danger = format!("{} back without a judgement: what only the cluster has may be lost", names(&flipping));
+        consent::ask(&danger, Given::of(asked.yes, asked.all))?;
     }
     let _interrupt = Interrupt::listen()?;
     let judgement = if asked.force { Judgement::Forced } else { Judgement::Stands };

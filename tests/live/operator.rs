@@ -490,3 +490,44 @@ fn wrong_usage_exits_with_2_what_cannot_be_done_with_1_and_help_reads_as_a_manua
     let told = refused(&proxy.cli("migrate pubsub"));
     assert!(told.contains("cutover move pubsub"), "{told}");
 }
+
+#[test]
+fn a_shell_completes_every_command_and_man_has_a_page_for_each() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let cutover = || Command::new(env!("CARGO_BIN_EXE_cutover"));
+    let help = cutover().arg("--help").output().expect("run cutover");
+    let help = text(&help.stdout);
+    let listed =
+        help.split("Commands:\n").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a list of commands");
+    let commands: Vec<&str> =
+        listed.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   ")).collect();
+    let commands: Vec<&str> =
+        commands.iter().filter_map(|line| line.split_whitespace().next()).filter(|word| *word != "help").collect();
+    assert!(commands.contains(&"migrate"), "{help}");
+    let script = cutover().args(["completions", "bash"]).output().expect("run cutover");
+    let loaded = folder.path().join("cutover.bash");
+    std::fs::write(&loaded, &script.stdout).expect("write");
+    let ask = format!(
+        "source {}; COMP_WORDS=(cutover ''); COMP_CWORD=1; _cutover cutover '' cutover; echo \"${{COMPREPLY[@]}}\"",
+        loaded.display()
+    );
+    let offered = Command::new("bash").args(["-c", &ask]).output().expect("run bash");
+    let offered = text(&offered.stdout);
+    let out = cutover().arg("man").arg(folder.path()).output().expect("run cutover");
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    for command in commands {
+        assert!(offered.split_whitespace().any(|word| word == command), "{command}: {offered}");
+        let page = std::fs::read_to_string(folder.path().join(format!("cutover-{command}.1"))).expect(command);
+        assert!(page.contains(".SH NAME") && page.contains(".SH DESCRIPTION"), "{command}");
+    }
+}
+
+#[test]
+fn what_may_lose_data_for_all_needs_a_yes_where_nobody_can_be_asked() {
+    let proxy = Settings::of(Stores::shared()).phase("confirm1", "dual-standalone").start().ready();
+    let error = refused(&proxy.cli("rollback --all --force"));
+    assert!(error.contains("--yes"), "{error}");
+    assert_eq!(phase(&proxy, "confirm1"), "dual-standalone");
+    proxy.cli_ok("rollback --all --force --yes");
+    assert_eq!(phase(&proxy, "confirm1"), "standalone");
+}
