@@ -225,6 +225,8 @@ impl Program {
             token: config.admin.token.clone(),
             config_path: path.to_path_buf(),
             started: Instant::now(),
+            feed: Arc::default(),
+            changing: Arc::default(),
         };
         tokio::spawn(admin::serve(admin_listener, parts));
         Ok(Self { adopter, jobs, peers, workers, loss, config: config.clone() })

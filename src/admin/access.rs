@@ -16,7 +16,23 @@ pub async fn check(State(parts): State<Parts>, request: Request, next: Next) -> 
         let how = "refused: send the admin token of proxy.toml as `Authorization: Bearer TOKEN`\n";
         return (StatusCode::UNAUTHORIZED, how).into_response();
     }
+    if parts.token.is_none() && is_named(request.headers()) {
+        let how = "refused: a page that is reached by a host name may change something only with an admin token, because any site could give its name this address; set `token` under [admin], or open the page by its IP address\n";
+        return (StatusCode::FORBIDDEN, how).into_response();
+    }
     next.run(request).await
+}
+
+/// Whether a page calls that was reached by a name: whoever owns the name could have let it point here, and then the page
+/// is theirs although the origin is ours.
+fn is_named(headers: &HeaderMap) -> bool {
+    if !headers.contains_key(header::ORIGIN) {
+        return false;
+    }
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    let is_address = name.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>().is_ok();
+    !is_address && name != "localhost"
 }
 
 /// A browser names the page that a call comes from; a command line does not.
@@ -51,6 +67,16 @@ mod tests {
         assert!(!is_foreign(&headers(&[host.clone(), (header::ORIGIN, "http://127.0.0.1:9380")])));
         assert!(is_foreign(&headers(&[host.clone(), (header::ORIGIN, "https://evil.example")])));
         assert!(is_foreign(&headers(&[host, (header::ORIGIN, "null")])));
+    }
+
+    #[test]
+    fn a_page_reached_by_a_name_is_told_from_one_reached_by_an_address() {
+        let page = |host: &str| headers(&[(header::HOST, host), (header::ORIGIN, "http://x")]);
+        for host in ["127.0.0.1:9380", "[::1]:9380", "[::1]", "10.1.2.3", "localhost:9380", "localhost"] {
+            assert!(!is_named(&page(host)), "{host}");
+        }
+        assert!(is_named(&page("proxy.example:9380")) && is_named(&page("example")) && is_named(&page("")));
+        assert!(!is_named(&headers(&[(header::HOST, "proxy.example")])), "a command line names no page");
     }
 
     #[test]

@@ -15,9 +15,10 @@ use crate::metrics;
 use crate::routing::{Route, RouteName, Table};
 
 /// An error as the API says it.
-type Refused = (StatusCode, Json<Value>);
+pub type Refused = (StatusCode, Json<Value>);
 
-fn refused(status: StatusCode, reason: impl Into<String>) -> Refused {
+/// One.
+pub fn refused(status: StatusCode, reason: impl Into<String>) -> Refused {
     (status, Json(json!({ "error": reason.into() })))
 }
 
@@ -35,19 +36,25 @@ pub async fn providers(State(parts): State<Parts>) -> Json<Value> {
 pub async fn table(State(parts): State<Parts>) -> Json<Value> {
     let table = parts.adopter.table();
     let traffic = Traffic::now(&parts, &table);
+    let mut document = head(&parts, &table);
+    document["routes"] = json!(routes::lines(&parts, &table, &traffic, |_| true));
+    Json(document)
+}
+
+/// The same without the routes.
+pub fn head(parts: &Parts, table: &Table) -> Value {
     let totals = &parts.totals;
     let store = |up, latency_us| {
         let micros = metrics::get(latency_us);
         json!({ "up": metrics::get(up) == 1, "latency_ms": (micros > 0).then(|| micros as f64 / 1e3) })
     };
     let refused = metrics::REASONS.iter().zip(&totals.refused).map(|(reason, count)| (*reason, metrics::get(count)));
-    Json(json!({
+    json!({
         "table_version": table.version(),
         "config": parts.config_path,
         "considered_crc": parts.adopter.considered(),
         "refused": parts.adopter.refused(),
         "pubsub": table.pubsub(),
-        "routes": routes::lines(&parts, &table, &traffic, |_| true),
         "stores": {
             "standalone": store(&totals.standalone_up, &totals.standalone_latency_us),
             "cluster": store(&totals.cluster_up, &totals.cluster_latency_us),
@@ -55,8 +62,13 @@ pub async fn table(State(parts): State<Parts>) -> Json<Value> {
         "clients": metrics::get(&totals.clients),
         "requests_total": metrics::get(&totals.requests),
         "refused_requests": refused.collect::<HashMap<_, _>>(),
-        "uptime_seconds": uptime(&parts).as_secs(),
-    }))
+        "uptime_seconds": uptime(parts).as_secs(),
+    })
+}
+
+/// The last flips and refused tables of this run, the newest last.
+pub async fn flips(State(parts): State<Parts>) -> Json<Value> {
+    Json(json!({ "history": parts.adopter.history().after(0) }))
 }
 
 /// Only what tells whether a file was adopted: asked for often while somebody waits for it.

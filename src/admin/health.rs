@@ -87,7 +87,19 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         "Requests refused because their keys are in different slots or on different stores.",
         refusals,
     );
-    let running = parts.jobs.list().iter().filter(|job| job.view().state == crate::jobs::State::Running).count();
+    let running = parts.jobs.list().iter().filter(|job| job.is_running()).count();
     page.add("jobs_running", Kind::Gauge, "Backfills and verifications that are running.", running);
+    page.add(
+        "event_listeners",
+        Kind::Gauge,
+        "Dashboards and others that listen to GET /api/events.",
+        parts.feed.listeners(),
+    );
+    page.add(
+        "event_listeners_dropped_total",
+        Kind::Counter,
+        "Listeners that were let go because they were behind.",
+        parts.feed.dropped(),
+    );
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.finish()).into_response()
 }

@@ -2,7 +2,12 @@
 
 mod access;
 mod api;
+mod changes;
+mod dashboard;
+mod events;
+mod feed;
 mod health;
+mod patience;
 mod routes;
 
 use std::path::PathBuf;
@@ -11,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::middleware;
-use axum::response::Html;
 use axum::routing::{get, post};
 
 use crate::audit::Audit;
@@ -19,6 +23,8 @@ use crate::dual::adopt::Adopter;
 use crate::dual::traffic::TrafficBook;
 use crate::jobs::Jobs;
 use crate::metrics::Totals;
+
+pub use feed::Feed;
 
 /// What the admin side shows and steers.
 #[derive(Clone)]
@@ -32,6 +38,9 @@ pub struct Parts {
     pub token: Option<String>,
     pub config_path: PathBuf,
     pub started: Instant,
+    pub feed: Arc<Feed>,
+    /// Held by the one change of proxy.toml that is under way here.
+    pub changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Serves until its task is dropped.
@@ -41,8 +50,10 @@ pub async fn serve(listener: std::net::TcpListener, parts: Parts) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the admin address cannot be served; the proxy itself goes on"),
     };
-    if let Err(error) = axum::serve(listener, router(parts)).await {
-        tracing::error!(%error, "the admin server ended; the proxy itself goes on");
+    let serving = async { axum::serve(patience::Listener(listener), router(parts.clone())).await };
+    tokio::select! {
+        ended = serving => tracing::error!(?ended, "the admin server ended; the proxy itself goes on"),
+        () = feed::run(parts.clone()) => {}
     }
 }
 
@@ -50,10 +61,13 @@ fn router(parts: Parts) -> Router {
     let changes = Router::new()
         .route("/api/backfill", post(api::backfill))
         .route("/api/verify", post(api::verify))
+        .route("/api/move", post(changes::move_to))
+        .route("/api/rollback", post(changes::roll_back))
         .route("/api/jobs/{id}/cancel", post(api::cancel))
         .route_layer(middleware::from_fn_with_state(parts.clone(), access::check));
     Router::new()
-        .route("/", get(async || Html(include_str!("dashboard.html"))))
+        .route("/", get(dashboard::page))
+        .route("/dashboard/{name}", get(dashboard::file))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
@@ -63,6 +77,8 @@ fn router(parts: Parts) -> Router {
         .route("/api/audit", get(api::audit))
         .route("/api/jobs", get(api::jobs))
         .route("/api/jobs/{id}", get(api::job))
+        .route("/api/flips", get(api::flips))
+        .route("/api/events", get(events::events))
         .merge(changes)
         // A request is a few hundred bytes; a list of 10,000 routes is under a MiB.
         .layer(axum::extract::DefaultBodyLimit::max(1 << 20))

@@ -6,31 +6,31 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::admin::Parts;
-use crate::routing::{Coverage, Route, RouteName, Table};
+use crate::routing::{Coverage, Phase, Route, RouteName, Table};
 
 /// One route, as shown.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RouteView {
     /// A provider's id, a range, a prefix, `new_providers` or `other_keys`.
-    id: String,
-    kind: &'static str,
-    phase: String,
-    leader: String,
-    follower: Option<String>,
-    synced: bool,
+    pub id: String,
+    pub kind: &'static str,
+    pub phase: Phase,
+    pub leader: String,
+    pub follower: Option<String>,
+    pub synced: bool,
     /// `standalone-only`, `cluster-only` or `both`; none in a phase with one store.
-    coverage: Option<Coverage>,
-    in_doubt: bool,
-    open_divergence: u64,
+    pub coverage: Option<Coverage>,
+    pub in_doubt: bool,
+    pub open_divergence: u64,
     /// By the last backfill that went through the route; none since the proxy was started.
-    keys_copied: Option<u64>,
+    pub keys_copied: Option<u64>,
     /// Of the last seconds; estimated where there is much traffic.
-    ops_per_second: f64,
+    pub ops_per_second: f64,
     /// Requests that were refused because their keys are in different slots or on different stores.
-    refusals: u64,
+    pub refusals: u64,
     /// The line of the table that covers it, where it has none of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
-    covered_by: Option<String>,
+    pub covered_by: Option<String>,
 }
 
 /// Traffic of one route.
@@ -88,6 +88,13 @@ pub fn others(table: &Table, traffic: &Traffic) -> Vec<RouteView> {
     traffic.others.iter().map(other).collect()
 }
 
+/// The channels, which flip like a route.
+pub fn channels(table: &Table) -> RouteView {
+    let route =
+        Route { name: RouteName::Provider("pubsub".into()), phase: table.pubsub(), since: 0, dual: None, hash: 0 };
+    RouteView { kind: "channels", ..view(&route, Rate::default(), None) }
+}
+
 fn view(route: &Route, rate: Rate, keys_copied: Option<u64>) -> RouteView {
     let dual = route.dual.as_deref();
     RouteView {
@@ -98,7 +105,7 @@ fn view(route: &Route, rate: Rate, keys_copied: Option<u64>) -> RouteView {
             RouteName::Prefix(_) => "prefix",
             RouteName::NewProviders | RouteName::OtherKeys => "default",
         },
-        phase: route.phase.to_string(),
+        phase: route.phase,
         leader: route.phase.leader().to_string(),
         follower: route.phase.follower().map(|side| side.to_string()),
         synced: dual.is_some_and(|dual| dual.is_synced()),

@@ -7,10 +7,11 @@ use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::change::{self, Considered, Line};
 use crate::cli::api_client::ApiClient;
 use crate::config::Config;
 use crate::routing::flip::RouteFacts;
-use crate::routing::{Coverage, Phase, RouteName, Table};
+use crate::routing::{Coverage, Phase};
 
 /// One route, as `GET /api/table` shows it.
 #[derive(Clone, Debug, Deserialize)]
@@ -106,15 +107,25 @@ impl Facts {
 
     /// The phase of a line, or of the line that covers it.
     pub fn phase(&self, config: &Config, route: &str) -> Option<Phase> {
-        if let Some(fact) = self.routes.get(route) {
-            return Some(fact.phase);
-        }
-        let name = match route.split_once("..").map(|(first, last)| (first.parse(), last.parse())) {
-            Some((Ok(first), Ok(last))) => RouteName::Range(first, last),
-            _ => RouteName::Provider(route.to_string()),
-        };
-        let table = Table::build(&config.routing, 1, None);
-        let covering = table.covering(&name)?.name.to_string();
-        self.routes.get(&covering).map(|fact| fact.phase)
+        change::phase_of(config, |name| self.routes.get(name).map(|fact| fact.phase), route)
+    }
+}
+
+impl change::Proxy for ApiClient {
+    fn considered(&self) -> Result<Considered, String> {
+        let adopted = self.get("/api/adopted").map_err(|error| format!("{error:#}"))?;
+        let crc = adopted["considered_crc"].as_u64().and_then(|crc| u32::try_from(crc).ok());
+        let crc = crc.ok_or("the proxy does not say which file it looked at; is it of another version?")?;
+        Ok(Considered { crc, refused: adopted["refused"].as_str().map(str::to_string) })
+    }
+
+    fn lines(&self) -> Result<HashMap<String, Line>, String> {
+        let facts = Facts::read(self).map_err(|error| format!("{error:#}"))?;
+        let line = |fact: &Fact| Line { phase: fact.phase, facts: fact.route_facts() };
+        Ok(facts.routes.iter().map(|(name, fact)| (name.clone(), line(fact))).collect())
+    }
+
+    fn tell(&self, what: &str) {
+        eprintln!("{what}");
     }
 }

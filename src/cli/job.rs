@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::change::{self, Missing};
 use crate::cli::api_client::ApiClient;
-use crate::cli::lines::{self, Missing};
 use crate::cli::output::say;
 use crate::cli::progress::Progress;
 use crate::cli::{DONE, REFUSED, Walk};
@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Begins and watches until the end.
 pub fn run(config: &Config, kind: Kind, walk: &Walk, repair: bool, as_json: bool) -> anyhow::Result<u8> {
     let client = ApiClient::new(config);
-    let routes = lines::select(config, &walk.routes, Missing::IsRefused)?;
+    let routes = change::select(config, &walk.routes, Missing::IsRefused)?;
     let body = json!({ "routes": routes, "all": walk.all, "rate": walk.rate, "repair": repair });
     let job = begin(&client, kind, &body)?;
     // Ctrl-C ends the watching as it ends any program: the job is the proxy's.

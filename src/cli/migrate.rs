@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use serde_json::json;
 
+use crate::change::{self, Changed, Judgement, Missing};
 use crate::cli::api_client::ApiClient;
 use crate::cli::bake::{Baked, bake};
-use crate::cli::change::{self, Changed, Judgement};
 use crate::cli::facts::{Fact, Facts, Silence};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::job::Flow;
-use crate::cli::lines::{self, Missing};
+use crate::cli::lines;
 use crate::cli::output::{names, say, time};
 use crate::cli::progress::Progress;
 use crate::cli::{DONE, Migrate, REFUSED, job};
@@ -49,7 +49,7 @@ pub fn run(config: &Config, path: &Path, asked: &Migrate, as_json: bool) -> anyh
     let interrupt = Interrupt::listen()?;
     let routes = match asked.all {
         true => everyone(config, path, &facts, as_json)?,
-        false => lines::select(config, &asked.routes, Missing::GetsLine)?,
+        false => change::select(config, &asked.routes, Missing::GetsLine)?,
     };
     if routes.is_empty() {
         bail!(
@@ -83,7 +83,7 @@ fn everyone(config: &Config, path: &Path, facts: &Facts, as_json: bool) -> anyho
     let phase = |id: &String| (id.clone(), facts.phase(config, id).unwrap_or(config.routing.new_providers));
     let named: Vec<(String, Phase)> = everyone.unnamed.iter().map(phase).collect();
     if !named.is_empty() {
-        match change::change(config, path, &named, Judgement::Stands)? {
+        match change::change(config, path, &named, Judgement::Stands, &ApiClient::new(config))? {
             Changed::Refused(reason) => {
                 bail!("the providers that were found in the stores could not be given lines: {reason}")
             }
@@ -153,7 +153,8 @@ impl Way<'_> {
         }
         self.wait_for_stores(to)?;
         let flipped: Vec<String> = changes.iter().map(|(route, _)| route.clone()).collect();
-        match change::change(self.config, self.path, &changes, Judgement::Stands)? {
+        let changed = change::change(self.config, self.path, &changes, Judgement::Stands, &self.client);
+        match changed.map_err(anyhow::Error::from)? {
             Changed::Adopted(took) => self.tell(&flipped, &to.to_string(), took, "adopted"),
             Changed::Refused(reason) => return Err(Stop::Short(reason)),
             Changed::Already => {

@@ -1,25 +1,20 @@
-//! `cutover rollback`: to the phase before, at once. Cheap by design: from a dual phase the other store has everything, so
-//! it is one edit and one flip for however many routes.
+//! `cutover rollback`: to the phase before, at once.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::bail;
 use serde_json::json;
 
+use crate::change::{Back, Change, Changed, Judgement, Missing, roll_back, select};
 use crate::cli::api_client::ApiClient;
-use crate::cli::change::{self, Changed, Judgement};
 use crate::cli::consent::{self, Given};
 use crate::cli::facts::Facts;
 use crate::cli::interrupt::Interrupt;
-use crate::cli::lines::{self, Missing};
+use crate::cli::lines;
 use crate::cli::output::{names, say, time};
 use crate::cli::{DONE, REFUSED, Rollback};
 use crate::config::Config;
-use crate::routing::flip::{self, Flip};
-use crate::routing::{Phase, RouteName};
-
-type Change = (String, Phase);
+use crate::routing::Phase;
 
 /// Flips each route one phase back; of many, those that may not do not keep the others.
 pub fn run(config: &Config, path: &Path, asked: &Rollback, as_json: bool) -> anyhow::Result<u8> {
@@ -33,63 +28,27 @@ pub fn run(config: &Config, path: &Path, asked: &Rollback, as_json: bool) -> any
             let everyone = lines::everyone(config, as_json)?;
             everyone.lines.into_iter().chain(everyone.unnamed).collect()
         }
-        false => lines::select(config, &asked.routes, Missing::GetsLine)?,
+        false => select(config, &asked.routes, Missing::GetsLine)?,
     };
-    let mut back: Vec<Change> = Vec::new();
-    for route in &routes {
-        match facts.phase(config, route) {
-            None => bail!(
-                "`{route}` has no keys of its own that could go back; `cutover move {route} --to standalone` changes it"
-            ),
-            Some(phase) => back.extend(before(phase).map(|to| (route.clone(), to))),
-        }
-    }
-    if back.is_empty() {
-        return Ok(say_nothing_to_do(&routes, as_json));
-    }
     if asked.force {
-        let flipping: Vec<String> = back.iter().map(|(route, _)| route.clone()).collect();
-        let danger = format!("{} back without a judgement: what only the cluster has may be lost", names(&flipping));
-        consent::ask(&danger, Given::of(asked.yes, asked.all))?;
+        let goes = |route: &&String| facts.phase(config, route).is_some_and(|phase| phase != Phase::Standalone);
+        let flipping: Vec<String> = routes.iter().filter(goes).cloned().collect();
+        if !flipping.is_empty() {
+            let danger =
+                format!("{} back without a judgement: what only the cluster has may be lost", names(&flipping));
+            consent::ask(&danger, Given::of(asked.yes, asked.all))?;
+        }
     }
     let _interrupt = Interrupt::listen()?;
     let judgement = if asked.force { Judgement::Forced } else { Judgement::Stands };
-    let mut changed = change::change(config, path, &back, judgement)?;
-    let mut refused = Vec::new();
-    if let Changed::Refused(reason) = &changed {
-        let (may, may_not) = split(config, &Facts::read(&client)?, &back);
-        if may.is_empty() || may_not.is_empty() {
-            return Ok(say_refused(&back, std::slice::from_ref(reason), as_json));
+    Ok(match roll_back(config, path, &routes, judgement, &client)? {
+        Back::Nowhere => say_nothing_to_do(&routes, as_json),
+        Back::Refused { asked, reasons } => say_refused(&asked, &reasons, as_json),
+        Back::Gone { back, changed, refused } => {
+            say_done(&back, &changed, &refused, as_json);
+            if refused.is_empty() { DONE } else { REFUSED }
         }
-        (back, refused) = (may, may_not);
-        changed = change::change(config, path, &back, judgement)?;
-        if let Changed::Refused(reason) = &changed {
-            refused.insert(0, reason.clone());
-            return Ok(say_refused(&back, &refused, as_json));
-        }
-    }
-    say_done(&back, &changed, &refused, as_json);
-    Ok(if refused.is_empty() { DONE } else { REFUSED })
-}
-
-/// The phase before; `standalone` has none.
-fn before(phase: Phase) -> Option<Phase> {
-    Phase::ALL.iter().rev().find(|earlier| **earlier < phase).copied()
-}
-
-/// Which of them the facts allow now, and why not the others.
-fn split(config: &Config, facts: &Facts, back: &[Change]) -> (Vec<Change>, Vec<String>) {
-    let (mut may, mut may_not) = (Vec::new(), Vec::new());
-    for (route, to) in back {
-        let name = RouteName::Provider(route.clone());
-        let known = facts.routes.get(route).map(|fact| fact.route_facts()).unwrap_or_default();
-        let from = facts.phase(config, route).unwrap_or(*to);
-        match flip::judge(&[Flip { route: name, from, to: *to }], |_| known, |_| false) {
-            Ok(()) => may.push((route.clone(), *to)),
-            Err(refused) => may_not.extend(refused.iter().map(ToString::to_string)),
-        }
-    }
-    (may, may_not)
+    })
 }
 
 fn say_nothing_to_do(routes: &[String], as_json: bool) -> u8 {

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::bail;
 use serde_json::{Value, json};
 
+use crate::change::{self, Missing};
 use crate::cli::api_client::ApiClient;
-use crate::cli::lines::{self, Missing};
+use crate::cli::lines;
 use crate::cli::output::{print_table, say};
 use crate::cli::{DONE, Status};
 use crate::config::Config;
@@ -50,7 +51,7 @@ fn select(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<Opti
     }
     match asked.routes.is_empty() {
         true => Ok(None),
-        false => lines::select(config, &asked.routes, Missing::GetsLine).map(Some),
+        false => Ok(Some(change::select(config, &asked.routes, Missing::GetsLine)?)),
     }
 }
 

@@ -4,14 +4,19 @@ use toml_edit::{Array, DocumentMut, Item, Table, value};
 
 use crate::routing::Phase;
 
+/// The file is no TOML.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct EditError(#[from] toml_edit::TomlError);
+
 /// Sets the phase of a provider (an id or a range that has a line, else a new line), a prefix that has a line, or one of
 /// the defaults (`new_providers`, `other_keys`, `pubsub`).
-pub fn set_phase(text: &str, route: &str, phase: Phase) -> Result<String, toml_edit::TomlError> {
+pub fn set_phase(text: &str, route: &str, phase: Phase) -> Result<String, EditError> {
     set_phases(text, &[(route.to_string(), phase)])
 }
 
 /// The same for many routes, each with its own phase, in one edit.
-pub fn set_phases(text: &str, changes: &[(String, Phase)]) -> Result<String, toml_edit::TomlError> {
+pub fn set_phases(text: &str, changes: &[(String, Phase)]) -> Result<String, EditError> {
     let mut document: DocumentMut = text.parse()?;
     for (route, phase) in changes {
         set(&mut document, route, *phase);
@@ -38,7 +43,7 @@ fn set(document: &mut DocumentMut, route: &str, phase: Phase) {
 }
 
 /// Adds routes to `routing.force`.
-pub fn add_force(text: &str, routes: &[String]) -> Result<String, toml_edit::TomlError> {
+pub fn add_force(text: &str, routes: &[String]) -> Result<String, EditError> {
     let mut document: DocumentMut = text.parse()?;
     let routing = document.entry("routing").or_insert_with(|| Item::Table(Table::new()));
     let mut forced = routing.get("force").and_then(Item::as_array).cloned().unwrap_or_else(Array::new);

@@ -110,8 +110,8 @@ pub fn load(path: &Path) -> Result<Config, Report> {
     parse(&file, &text)
 }
 
-/// The same for a text.
-pub(super) fn parse(file: &str, text: &str) -> Result<Config, Report> {
+/// The same for a text; `file` is what the report calls it.
+pub fn parse(file: &str, text: &str) -> Result<Config, Report> {
     let text = substitute(file, text)?;
     let reporter = Reporter { file, text: &text };
     let parsed: File = toml::from_str(&text).map_err(|error| Report { findings: vec![explain(&reporter, &error)] })?;

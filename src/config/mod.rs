@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::routing::RoutingSpec;
 
-pub use load::load;
+pub use load::{load, parse};
 pub use report::Report;
 
 /// A store's address as a `redis://` URL says it.

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::dual::channels::PUBLISHED;
+use crate::dual::history::History;
 use crate::dual::message::{Message, Peers, Stage};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Flip, RouteFacts};
@@ -34,6 +35,8 @@ pub enum Doubt {
 pub struct Adopted {
     pub version: u64,
     pub flips: Vec<Flip>,
+    /// From and to, if the channels changed sides.
+    pub pubsub: Option<(Phase, Phase)>,
     pub took: Duration,
 }
 
@@ -47,6 +50,7 @@ pub struct Adopter {
     flip_timeout: Duration,
     loss: Arc<Loss>,
     refused: Mutex<Option<String>>,
+    history: History,
     /// CRC-32 of the newest file that was adopted or refused, so that whoever wrote it can tell.
     considered: AtomicU32,
 }
@@ -68,6 +72,7 @@ impl Adopter {
             flip_timeout,
             loss,
             refused: Mutex::new(None),
+            history: History::default(),
             considered: AtomicU32::new(0),
         }
     }
@@ -87,8 +92,14 @@ impl Adopter {
         self.refused.lock().clone()
     }
 
+    /// The last flips and refusals.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     /// Notes that the newest file could not even be read.
     pub fn note_refusal(&self, reason: String, file_crc: u32) {
+        self.history.refused(self.table().version(), &reason);
         *self.refused.lock() = Some(reason);
         self.considered.store(file_crc, Ordering::Release);
     }
@@ -96,6 +107,10 @@ impl Adopter {
     /// Adopts a table, or says why not. `file_crc`: of the file it was read from.
     pub async fn propose(&self, spec: &RoutingSpec, file_crc: u32) -> Result<Adopted, Refused> {
         let outcome = self.adopt(spec).await;
+        match &outcome {
+            Ok(adopted) => self.history.flipped(adopted),
+            Err(refused) => self.history.refused(self.table().version(), &refused.to_string()),
+        }
         *self.refused.lock() = outcome.as_ref().err().map(ToString::to_string);
         self.considered.store(file_crc, Ordering::Release);
         match &outcome {
@@ -153,7 +168,8 @@ impl Adopter {
         if turns {
             tracing::info!(from = %channels_before, to = %channels, version = new.version(), "channels flipped");
         }
-        Ok(Adopted { version: new.version(), flips, took: began.elapsed() })
+        let pubsub = turns.then(|| (old.pubsub(), new.pubsub()));
+        Ok(Adopted { version: new.version(), flips, pubsub, took: began.elapsed() })
     }
 
     /// Judges before anything is closed; open divergence gets `flip_timeout` to be repaired.
@@ -385,7 +401,8 @@ fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Re
     flip::judge(flips, facts, forced).map_err(|refused| Refused(refused.iter().map(ToString::to_string).collect()))
 }
 
-fn facts(table: &Table, route: &RouteName) -> RouteFacts {
+/// What is known of a route, by its own line or the one that covers it.
+pub fn facts(table: &Table, route: &RouteName) -> RouteFacts {
     let dual = table.covering(route).and_then(|route| route.dual.clone());
     RouteFacts {
         coverage: dual.as_ref().map(|dual| dual.coverage()),

@@ -7,6 +7,7 @@ pub mod effect;
 mod engine;
 pub mod gate;
 mod guard;
+pub mod history;
 pub mod journal;
 pub mod lane;
 mod message;

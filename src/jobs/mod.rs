@@ -90,12 +90,12 @@ pub struct Job {
     cancelled: AtomicBool,
 }
 
-/// What the API shows of a job.
-#[derive(Debug, Serialize)]
-pub struct JobView {
+/// Where a job stands, without the lists that may be long.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JobSummary {
     pub id: u64,
     pub kind: Kind,
-    pub routes: Vec<String>,
+    pub repair: bool,
     pub state: State,
     pub scanned: u64,
     pub keys_total: u64,
@@ -108,20 +108,34 @@ pub struct JobView {
     pub keys_per_second: f64,
     /// What was wrong, or what the end means.
     pub message: String,
+}
+
+/// What the API shows of a job.
+#[derive(Debug, Serialize)]
+pub struct JobView {
+    #[serde(flatten)]
+    pub summary: JobSummary,
+    pub routes: Vec<String>,
     pub differences: Vec<Difference>,
 }
 
 impl Job {
     /// A snapshot.
     pub fn view(&self) -> JobView {
+        let routes = self.routes.iter().map(ToString::to_string).collect();
+        JobView { summary: self.summary(), routes, differences: self.differences.lock().clone() }
+    }
+
+    /// The same, without its routes and what it found of single keys.
+    pub fn summary(&self) -> JobSummary {
         let (state, message, took) =
             self.end.lock().clone().unwrap_or_else(|| (State::Running, String::new(), self.began.elapsed()));
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (scanned, seconds) = (get(&self.scanned), took.as_secs_f64());
-        JobView {
+        JobSummary {
             id: self.id,
             kind: self.kind,
-            routes: self.routes.iter().map(ToString::to_string).collect(),
+            repair: self.options.repair,
             state,
             scanned,
             keys_total: get(&self.keys_total),
@@ -133,7 +147,6 @@ impl Job {
             seconds,
             keys_per_second: scanned as f64 / seconds.max(0.001),
             message,
-            differences: self.differences.lock().clone(),
         }
     }
 
@@ -166,6 +179,11 @@ impl Job {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&self) -> bool {
+        self.end.lock().is_none()
     }
 
     fn is_cancelled(&self) -> bool {
@@ -316,7 +334,7 @@ impl Jobs {
             }
         }
         let mut list = self.list.lock();
-        let runs = |job: &&Arc<Job>| job.kind == kind && job.routes == routes && job.end.lock().is_none();
+        let runs = |job: &&Arc<Job>| job.kind == kind && job.routes == routes && job.is_running();
         if let Some(job) = list.iter().find(runs) {
             return Ok(job.clone());
         }
@@ -338,7 +356,7 @@ impl Jobs {
             cancelled: AtomicBool::new(false),
         });
         if list.len() >= JOBS_MAX
-            && let Some(ended) = list.iter().position(|job| job.end.lock().is_some())
+            && let Some(ended) = list.iter().position(|job| !job.is_running())
         {
             list.remove(ended);
         }
@@ -361,7 +379,7 @@ async fn run(context: Arc<Context>, job: Arc<Job>) {
         Err(error) => (State::Failed, error.to_string()),
     };
     *job.end.lock() = Some((state, message, job.began.elapsed()));
-    let view = job.view();
+    let view = job.summary();
     let (scanned, matched, copied, differing) = (view.scanned, view.matched, view.copied, view.differing);
     tracing::info!(job = job.id, state = ?view.state, scanned, matched, copied, differing, seconds = view.seconds, message = view.message, "job ended");
 }

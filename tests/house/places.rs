@@ -57,7 +57,7 @@ pub const PLACES: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["std::fs", "tokio::fs"],
-        &["src/config/", "src/dual/journal.rs", "src/dual/state.rs", "src/serve.rs", "src/cli/"],
+        &["src/config/", "src/change/", "src/dual/journal.rs", "src/dual/state.rs", "src/serve.rs", "src/cli/"],
         "files are read and written where their crash safety is thought about",
     ),
 ];

@@ -15,9 +15,10 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("dual", &["resp", "command", "routing", "store"]),
     ("session", &["resp", "command", "routing", "store", "dual"]),
     ("jobs", &["resp", "command", "routing", "store", "dual"]),
-    ("admin", &["resp", "command", "routing", "store", "dual", "jobs"]),
-    ("serve", &["resp", "command", "routing", "config", "store", "dual", "session", "jobs", "admin"]),
-    ("cli", &["resp", "command", "routing", "config", "store", "dual", "session", "jobs", "admin", "serve"]),
+    ("change", &["resp", "command", "routing", "config"]),
+    ("admin", &["resp", "command", "routing", "config", "store", "dual", "jobs", "change"]),
+    ("serve", &["resp", "command", "routing", "config", "store", "dual", "session", "jobs", "change", "admin"]),
+    ("cli", &["resp", "command", "routing", "config", "store", "dual", "session", "jobs", "change", "admin", "serve"]),
     ("main", &["cli"]),
 ];
 

@@ -2,6 +2,7 @@
 
 mod common;
 
+mod admin;
 mod audit;
 mod bad_input;
 mod channels;

@@ -1,26 +1,3 @@
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>cutover</title>
-<style>
-  :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
-  body { margin: 0 auto; max-width: 70rem; padding: 1rem; }
-  h1 { font-size: 1.2rem; } h2 { font-size: 1rem; margin-top: 2rem; }
-  table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #8884; }
-  .bad { color: #d33; } .good { color: #2a2; } input { font: inherit; padding: .2rem .4rem; }
-  pre { white-space: pre-wrap; }
-</style>
-<h1>cutover</h1>
-<p id="summary" role="status">…</p>
-<pre id="refused" class="bad" hidden></pre>
-<h2>Routes</h2>
-<label>Search <input id="search" type="search" placeholder="id or phase"></label>
-<table><thead><tr><th>Route<th>Phase<th>Leader<th>Synced<th>Open divergence</tr></thead><tbody id="routes"></tbody></table>
-<p id="more"></p>
-<h2>Jobs</h2>
-<table><thead><tr><th>Job<th>Routes<th>State<th>Scanned<th>Copied<th>Differing<th>Keys/s<th></tr></thead><tbody id="jobs"></tbody></table>
-<script>
 "use strict";
 const $ = id => document.getElementById(id), SHOWN = 500;
 const row = cells => { const tr = document.createElement("tr");
@@ -43,5 +20,3 @@ async function refresh() {
 }
 $("search").addEventListener("input", refresh);
 refresh(); setInterval(refresh, 1000);
-</script>
-</html>
