@@ -3,18 +3,21 @@
 //! Threads: one for each worker, one for the journal, and the one that calls [`run`], on which the control side lives
 //! (adoption of new tables, jobs, the admin server, the cluster's layout).
 
+mod listeners;
+mod takeover;
+
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
-use std::net::SocketAddr;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -31,20 +34,31 @@ use crate::dual::traffic::TrafficBook;
 use crate::dual::{Message, Peers, Subscribing};
 use crate::jobs::{self, Jobs};
 use crate::metrics::Totals;
-use crate::resp::limits::Limits;
 use crate::routing::{Phase, RouteName, Table};
+use crate::serve::listeners::Listeners;
 use crate::session::worker::{self, WorkerParts};
-use crate::session::{Clients, Scripts, SessionLimits};
+use crate::session::{Bounds, Clients, Scripts, SessionLimits};
 use crate::store::link::Endpoint;
 use crate::store::{Login, Loss, SlotMap, StoresConfig, Timeouts, topology};
 
 /// The same number on every Linux but MIPS.
 const SIGXFSZ: i32 = 25;
+/// Between two lines about a wait.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
 
-/// Runs the proxy until SIGTERM or SIGINT, and drains it. `path` is watched for changes.
-pub fn run(config: &Config, path: &Path) -> anyhow::Result<()> {
+/// What happens when another proxy runs with the same state directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// This one does not start.
+    Refuse,
+    /// This one takes its place.
+    TakeOver,
+}
+
+/// Runs the proxy until SIGTERM or SIGINT, or until another takes its place, and drains it. `path` is watched for changes.
+pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
     let level = start_logging(config);
-    let _lock = lock(&config.state_directory)?;
+    let (_lock, inherited) = take_place(&config.state_directory, beside)?;
     let directory = config.state_directory.display();
     let (state, snapshot) =
         StateFile::open(&config.state_directory).with_context(|| format!("open state file in {directory}"))?;
@@ -76,7 +90,9 @@ pub fn run(config: &Config, path: &Path) -> anyhow::Result<()> {
     }
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
-        let program = Program::start(config, path, table, state, journal, totals)?;
+        // Before anybody is served: a signal that comes without a handler ends the program in the midst of an answer.
+        let signals = Signals::listen()?;
+        let program = Program::start(config, path, table, state, journal, totals, inherited)?;
         if let Some(refused) = refused {
             tracing::error!(reason = %refused, "proxy.toml was changed while the proxy was down in a way that could lose data; going on with the last adopted table");
             program.adopter.note_refusal(refused.to_string(), file_crc(path));
@@ -84,24 +100,76 @@ pub fn run(config: &Config, path: &Path) -> anyhow::Result<()> {
             program.adopter.save(&program.adopter.table(), false).context("write state file")?;
         }
         program.recover(found.open);
-        program.serve(path, level).await
+        program.serve(path, level, signals).await
     })
 }
 
-/// Keeps a second proxy away from the same state: two would break the order of writes. Held until the file is dropped.
-fn lock(directory: &Path) -> anyhow::Result<File> {
+/// Keeps a second proxy away from the same state: two would break the order of writes. The lock is held until the file is
+/// dropped. Gives the sockets that are inherited, too.
+fn take_place(directory: &Path, beside: Beside) -> anyhow::Result<(File, Vec<TcpListener>)> {
     std::fs::create_dir_all(directory).with_context(|| format!("create state directory {}", directory.display()))?;
     let path = directory.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            anyhow::bail!(
-                "another cutover runs with the state directory {}; stop it, or give this one a [state] directory of its own",
-                directory.display()
-            )
-        }
+    let has_lock = || match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    };
+    if has_lock()? {
+        return Ok((file, listeners::from_environment()?));
+    }
+    if beside == Beside::Refuse {
+        anyhow::bail!(
+            "another cutover runs with the state directory {}; stop it, take its place with `cutover serve --takeover`, or give this one a [state] directory of its own",
+            directory.display()
+        )
+    }
+    let (asked, mut told) = (Instant::now(), Duration::ZERO);
+    let inherited = loop {
+        match takeover::ask(directory) {
+            Ok(sockets) => break sockets,
+            // One that has just been started offers its place a moment later, and one that ends leaves it.
+            Err(_) if asked.elapsed() < takeover::PATIENCE => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) => {
+                return Err(error).context(
+                    "ask the running cutover for its place; it goes on as before. Stop it with SIGTERM, which drains it, and start this one",
+                );
+            }
+        }
+        if has_lock()? {
+            return Ok((file, listeners::from_environment()?));
+        }
+    };
+    tracing::info!("the running cutover drains; its clients wait in the sockets that it has handed over");
+    while !has_lock()? {
+        if asked.elapsed() > told + TOLD_EVERY {
+            told = asked.elapsed();
+            tracing::warn!(
+                seconds = told.as_secs(),
+                "the running cutover still drains; it ends after its drain_timeout at the latest"
+            );
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    tracing::info!(waited_ms = asked.elapsed().as_secs_f64() * 1e3, "took the place of the one that ran");
+    Ok((file, inherited))
+}
+
+/// What ends the program, and what must not.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// Left alone it would kill: with a handler a write beyond the limit of file sizes is an error like a full disk.
+    _size_limit: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _size_limit: signal(SignalKind::from_raw(SIGXFSZ))?,
+        })
     }
 }
 
@@ -138,6 +206,10 @@ struct Program {
     peers: Peers,
     workers: Vec<JoinHandle<std::io::Result<bool>>>,
     loss: Arc<Loss>,
+    bounds: Arc<Bounds>,
+    /// The sockets again, for a successor.
+    sockets: Vec<TcpListener>,
+    admin: tokio::task::JoinHandle<()>,
     config: Config,
 }
 
@@ -149,6 +221,7 @@ impl Program {
         state: StateFile,
         journal: Journal,
         totals: Arc<Totals>,
+        inherited: Vec<TcpListener>,
     ) -> anyhow::Result<Self> {
         let count = match config.listen.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -171,21 +244,22 @@ impl Program {
                 .map_or(0, |store| store.queue_bytes)
                 .max(config.standalone.queue_bytes),
         };
-        let listeners = listeners(config.listen.address, count)?;
-        let admin_listener = std::net::TcpListener::bind(config.admin.address)
-            .with_context(|| format!("listen on the admin address {}", config.admin.address))?;
+        let listeners = Listeners::open(config, inherited, count)?;
+        let sockets = listeners.all().context("keep the sockets for a successor")?;
+        let spread = listeners::spread(listeners.clients, count).context("share the sockets among the workers")?;
+        let bounds = Arc::new(Bounds::new(&limits(config)));
         let traffic = Arc::new(TrafficBook::default());
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
         let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
         let (subscribing, audit) = (Arc::new(Subscribing::default()), Arc::new(Audit::default()));
         let mut workers = Vec::new();
-        for ((number, inbox), listener) in inboxes.into_iter().enumerate().zip(listeners) {
+        for ((number, inbox), listeners) in inboxes.into_iter().enumerate().zip(spread) {
             let parts = WorkerParts {
                 number,
                 address: config.listen.address,
-                clients_max: config.listen.max_clients,
-                limits: limits(config),
+                bounds: bounds.clone(),
+                password: config.listen.password.clone(),
                 stores: stores.clone(),
                 db: config.standalone.urls.first().map_or(0, |url| url.db),
                 table: table.load_full(),
@@ -200,7 +274,7 @@ impl Program {
                 subscribing: subscribing.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-            workers.push(thread.spawn(move || worker::run(parts, listener))?);
+            workers.push(thread.spawn(move || worker::run(parts, listeners))?);
         }
         let adopter = Arc::new(Adopter::new(table, peers.clone(), state, config.flip_timeout, loss.clone()));
         let context = jobs::Context {
@@ -228,8 +302,8 @@ impl Program {
             feed: Arc::default(),
             changing: Arc::default(),
         };
-        tokio::spawn(admin::serve(admin_listener, parts));
-        Ok(Self { adopter, jobs, peers, workers, loss, config: config.clone() })
+        let admin = tokio::spawn(admin::serve(listeners.admin, parts));
+        Ok(Self { adopter, jobs, peers, workers, loss, bounds, sockets, admin, config: config.clone() })
     }
 
     /// What an earlier run left open.
@@ -259,7 +333,7 @@ impl Program {
     }
 
     /// Adopts what the file becomes, until a signal ends the program.
-    async fn serve(mut self, path: &Path, level: LevelHandle) -> anyhow::Result<()> {
+    async fn serve(mut self, path: &Path, level: LevelHandle, mut signals: Signals) -> anyhow::Result<()> {
         let (changed, mut changes) = mpsc::channel(1);
         let watching: PathBuf = path.to_path_buf();
         tokio::spawn(async move {
@@ -267,23 +341,28 @@ impl Program {
                 tracing::error!(%error, "proxy.toml cannot be watched; changes to it need a restart");
             }
         });
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        // Left alone it would kill: with a handler a write beyond the limit of file sizes is an error like a full disk.
-        let _size_limit = signal(SignalKind::from_raw(SIGXFSZ))?;
         let (listen, admin) = (self.config.listen.address, self.config.admin.address);
         tracing::info!(url = %format!("redis://{listen}/0"), admin = %format!("http://{admin}/"), workers = self.workers.len(), "serving");
+        let sockets = std::mem::take(&mut self.sockets);
+        let mut handed_over = tokio::spawn(takeover::offer(self.config.state_directory.clone(), sockets));
         loop {
             tokio::select! {
                 Some(()) = changes.recv() => self.reload(path, &level).await,
                 () = self.loss.told() => self.doubt(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                _ = &mut handed_over => {
+                    tracing::info!("a successor has the sockets: new clients are its own");
+                    self.admin.abort();
+                    break;
+                }
             }
         }
+        handed_over.abort();
         self.drain().await
     }
 
-    async fn reload(&self, path: &Path, level: &LevelHandle) {
+    async fn reload(&mut self, path: &Path, level: &LevelHandle) {
         let crc = file_crc(path);
         let config = match config::load(path) {
             Ok(config) => config,
@@ -297,6 +376,9 @@ impl Program {
         {
             tracing::warn!(%error, "the log level stays as it was");
         }
+        self.config.log.level = config.log.level.clone();
+        self.bounds.set(&limits(&config));
+        self.adopter.set_flip_timeout(config.flip_timeout);
         for setting in needs_restart(&self.config, &config) {
             tracing::warn!(setting, "changed in proxy.toml; it takes effect at the next start");
         }
@@ -347,29 +429,30 @@ fn doubtful(table: &Table) -> Vec<RouteName> {
 fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let mut changed = Vec::new();
     let mut look = |differs: bool, name| changed.extend(differs.then_some(name));
-    look(old.listen != new.listen, "[listen]");
+    let listen = config::Listen {
+        max_clients: new.listen.max_clients,
+        max_query_bytes: new.listen.max_query_bytes,
+        max_pending_reply_bytes: new.listen.max_pending_reply_bytes,
+        idle_timeout: new.listen.idle_timeout,
+        drain_timeout: new.listen.drain_timeout,
+        ..old.listen.clone()
+    };
+    look(listen != new.listen, "[listen] address, password or workers");
     look(old.admin != new.admin, "[admin]");
     look(old.standalone != new.standalone, "[standalone]");
     look(old.cluster != new.cluster, "[cluster]");
     look(old.state_directory != new.state_directory, "[state]");
     look(old.log.json != new.log.json, "log.format");
-    look(old.flip_timeout != new.flip_timeout, "routing.flip_timeout");
     changed
-}
-
-/// One for each worker on the same port; the kernel spreads the clients over them.
-fn listeners(address: SocketAddr, count: usize) -> anyhow::Result<Vec<std::net::TcpListener>> {
-    // SO_REUSEPORT would let two programs share the port without a word: a plain bind finds out.
-    drop(std::net::TcpListener::bind(address).with_context(|| format!("listen on {address}"))?);
-    let bind = |_| worker::bind(address).with_context(|| format!("listen on {address}"));
-    (0..count).map(bind).collect()
 }
 
 fn limits(config: &Config) -> SessionLimits {
     SessionLimits {
-        requests: Limits { query_bytes_max: config.listen.max_query_bytes, ..Limits::default() },
+        clients_max: config.listen.max_clients,
+        query_bytes_max: config.listen.max_query_bytes,
         pending_reply_bytes_max: config.listen.max_pending_reply_bytes,
-        password: config.listen.password.clone(),
+        idle_timeout: config.listen.idle_timeout,
+        drain_timeout: config.listen.drain_timeout,
     }
 }
 

@@ -28,6 +28,7 @@ use clap_complete::Shell;
 use crate::config;
 use crate::jobs;
 use crate::routing::Phase;
+use crate::serve::Beside;
 
 /// Done.
 const DONE: u8 = 0;
@@ -69,7 +70,18 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the proxy in the foreground. SIGTERM drains and exits 0; SIGHUP re-reads the configuration.
-    Serve,
+    ///
+    /// With --takeover it takes the place of a proxy that runs with the same state directory, of this version or an older
+    /// one, and no client is refused: the running one hands over its listening sockets, answers what it was asked, brings
+    /// the followers up to date and ends; then this one serves whoever has connected meanwhile. Without one that runs it
+    /// starts as ever. Sockets that a service manager holds (LISTEN_FDS, as systemd does) are used where they listen on the
+    /// addresses of the configuration.
+    #[command(verbatim_doc_comment)]
+    Serve {
+        /// Takes the place of the proxy that runs with the same state directory.
+        #[arg(long)]
+        takeover: bool,
+    },
     /// Reads and judges the configuration, reaches both stores, and says what the next reload would flip.
     Check,
     /// Shows each route: phase, leader, keys copied, synced, open divergence, requests a second; and both stores' latency.
@@ -294,7 +306,10 @@ fn execute(cli: &Cli) -> anyhow::Result<u8> {
     let (path, as_json) = (&cli.config, cli.json);
     let config = || config::load(path);
     match &cli.command {
-        Command::Serve => crate::serve::run(&config()?, path).map(|()| DONE),
+        Command::Serve { takeover } => {
+            let beside = if *takeover { Beside::TakeOver } else { Beside::Refuse };
+            crate::serve::run(&config()?, path, beside).map(|()| DONE)
+        }
         Command::Check => check::run(&config()?, path, as_json),
         Command::Status(asked) => status::run(&config()?, asked, as_json),
         Command::Audit => audit::run(&config()?, as_json),

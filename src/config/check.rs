@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use crate::config::load::{File, StoreLimits, store};
+use crate::config::load::{File, StoreLimits, duration, store};
 use crate::config::report::{Finding, Report, Reporter, nearest};
 use crate::config::{Config, StoreUrl};
 use crate::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec};
@@ -63,25 +63,23 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
             Some("add [cluster] with seeds = [\"redis://host:port\"]".into()),
         ));
     }
-    let flip_timeout = file.routing.flip_timeout.as_ref().map(|text| (text, humantime::parse_duration(text.get_ref())));
-    if let Some((text, Err(error))) = &flip_timeout {
-        findings.push(reporter.at(text.span(), format!("flip_timeout: {error}"), Some("write it as \"5s\"".into())));
-    }
+    let flip_timeout = duration(&file.routing.flip_timeout, Duration::from_secs(5), reporter, &mut findings);
+    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let listen = Config::listen_of(&file.listen, loopback(6380), reporter, &mut findings);
     if !findings.is_empty() {
         findings.sort_by_key(|finding| finding.line);
         return Err(Report { findings });
     }
-    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let log = Config::log_of(&file.log);
     Ok(Config {
-        listen: Config::listen_of(file.listen, loopback(6380)),
+        listen,
         admin: Config::admin_of(file.admin, loopback(9380)),
         standalone,
         cluster,
         routing,
         state_directory: file.state.directory.unwrap_or_else(|| "cutover-state".into()),
         log,
-        flip_timeout: flip_timeout.and_then(|(_, value)| value.ok()).unwrap_or(Duration::from_secs(5)),
+        flip_timeout,
     })
 }
 

@@ -43,6 +43,8 @@ pub(super) struct ListenSection {
     pub max_clients: Option<usize>,
     pub max_query_bytes: Option<ByteSize>,
     pub max_pending_reply_bytes: Option<ByteSize>,
+    pub idle_timeout: Option<Spanned<String>>,
+    pub drain_timeout: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -164,6 +166,21 @@ fn explain(reporter: &Reporter<'_>, error: &toml::de::Error) -> Finding {
     }
 }
 
+/// Reads a time.
+pub(super) fn duration(
+    text: &Option<Spanned<String>>,
+    default: Duration,
+    reporter: &Reporter<'_>,
+    findings: &mut Vec<Finding>,
+) -> Duration {
+    let Some(text) = text else { return default };
+    humantime::parse_duration(text.get_ref()).unwrap_or_else(|error| {
+        let message = format!("`{}` is no duration: {error}", text.get_ref());
+        findings.push(reporter.at(text.span(), message, Some("write it as \"10s\" or \"500ms\"".into())));
+        default
+    })
+}
+
 /// The settings that both store sections have, as written.
 pub(super) struct StoreLimits<'f> {
     pub connect_timeout: &'f Option<Spanned<String>>,
@@ -179,16 +196,7 @@ pub(super) fn store(
     reporter: &Reporter<'_>,
     findings: &mut Vec<Finding>,
 ) -> Store {
-    let mut finding = |text: &Spanned<String>, message: String, example: &str| {
-        findings.push(reporter.at(text.span(), message, Some(format!("write it as {example}"))));
-    };
-    let mut duration = |text: &Option<Spanned<String>>, default: Duration| {
-        let Some(text) = text else { return default };
-        humantime::parse_duration(text.get_ref()).unwrap_or_else(|error| {
-            finding(text, format!("`{}` is no duration: {error}", text.get_ref()), "\"10s\" or \"500ms\"");
-            default
-        })
-    };
+    let mut duration = |text, default| duration(text, default, reporter, findings);
     let connect_timeout = duration(limits.connect_timeout, Duration::from_secs(2));
     let reply_timeout = duration(limits.reply_timeout, Duration::from_secs(10));
     let patience = duration(limits.patience, patience);
@@ -196,21 +204,31 @@ pub(super) fn store(
     if let Some(text) = limits.queue_bytes {
         match text.get_ref().parse::<ByteSize>() {
             Ok(size) => queue_bytes = size.as_u64() as usize,
-            Err(error) => finding(text, format!("`{}` is no size: {error}", text.get_ref()), "\"64MiB\""),
+            Err(error) => {
+                let message = format!("`{}` is no size: {error}", text.get_ref());
+                findings.push(reporter.at(text.span(), message, Some("write it as \"64MiB\"".into())));
+            }
         }
     }
     Store { urls: Vec::new(), connect_timeout, reply_timeout, patience, queue_bytes }
 }
 
 impl Config {
-    pub(super) fn listen_of(section: ListenSection, default: SocketAddr) -> Listen {
+    pub(super) fn listen_of(
+        section: &ListenSection,
+        default: SocketAddr,
+        reporter: &Reporter<'_>,
+        findings: &mut Vec<Finding>,
+    ) -> Listen {
         Listen {
             address: section.address.unwrap_or(default),
-            password: section.password,
+            password: section.password.clone(),
             workers: section.workers.unwrap_or(0),
             max_clients: section.max_clients.unwrap_or(10_000),
             max_query_bytes: section.max_query_bytes.map_or(1 << 30, |size| size.as_u64() as usize),
             max_pending_reply_bytes: section.max_pending_reply_bytes.map_or(1 << 30, |size| size.as_u64() as usize),
+            idle_timeout: duration(&section.idle_timeout, Duration::ZERO, reporter, findings),
+            drain_timeout: duration(&section.drain_timeout, Duration::from_secs(10), reporter, findings),
         }
     }
 

@@ -62,6 +62,9 @@ pub struct Listen {
     pub max_query_bytes: usize,
     /// A client that doesn't read its replies is closed above this.
     pub max_pending_reply_bytes: usize,
+    /// A client that asks for nothing for so long is closed; zero: never.
+    pub idle_timeout: Duration,
+    pub drain_timeout: Duration,
 }
 
 /// `[admin]`.

@@ -47,7 +47,8 @@ pub struct Adopter {
     state: Mutex<StateFile>,
     /// Guards the adoption as a whole: a second one waits. Held across the drain, by nobody on the byte path.
     turn: tokio::sync::Mutex<()>,
-    flip_timeout: Duration,
+    /// How long a flip waits.
+    flip_timeout: Mutex<Duration>,
     loss: Arc<Loss>,
     refused: Mutex<Option<String>>,
     history: History,
@@ -69,7 +70,7 @@ impl Adopter {
             peers,
             state: Mutex::new(state),
             turn: tokio::sync::Mutex::new(()),
-            flip_timeout,
+            flip_timeout: Mutex::new(flip_timeout),
             loss,
             refused: Mutex::new(None),
             history: History::default(),
@@ -80,6 +81,15 @@ impl Adopter {
     /// CRC-32 of the newest file that was adopted or refused; 0 before the first.
     pub fn considered(&self) -> u32 {
         self.considered.load(Ordering::Acquire)
+    }
+
+    fn flip_timeout(&self) -> Duration {
+        *self.flip_timeout.lock()
+    }
+
+    /// How long the next flip waits for repairs, and for what is in flight.
+    pub fn set_flip_timeout(&self, flip_timeout: Duration) {
+        *self.flip_timeout.lock() = flip_timeout;
     }
 
     /// The adopted table.
@@ -179,7 +189,7 @@ impl Adopter {
         flips: &[Flip],
         forced: impl Fn(&RouteName) -> bool + Copy,
     ) -> Result<(), Refused> {
-        let deadline = Instant::now() + self.flip_timeout;
+        let deadline = Instant::now() + self.flip_timeout();
         loop {
             let judged = judge(flips, old, forced);
             let waits = flips.iter().any(|flip| facts(old, &flip.route).divergence > 0);
@@ -198,7 +208,7 @@ impl Adopter {
         // A line that covers many providers closes all that the old table sent there.
         routes.extend(flips.iter().filter_map(|flip| old.find(&flip.route)).map(|route| route.hash));
         let all = flips.iter().any(|flip| is_many(&flip.route));
-        let deadline = tokio::time::Instant::now() + self.flip_timeout;
+        let deadline = tokio::time::Instant::now() + self.flip_timeout();
         for stage in [Stage::Sessions, Stage::Lanes] {
             let close = |worker: usize| {
                 let (drained, wait) = oneshot::channel();
@@ -211,7 +221,7 @@ impl Adopter {
                     return Err(Refused(vec![format!(
                         "what is in flight for {} did not end within flip_timeout ({:?}); see which store is slow with `cutover status`, then save proxy.toml again",
                         flips.iter().map(|flip| flip.route.to_string()).collect::<Vec<_>>().join(", "),
-                        self.flip_timeout
+                        self.flip_timeout()
                     )]));
                 }
             }
@@ -227,12 +237,12 @@ impl Adopter {
             wait
         };
         let waits: Vec<_> = (0..self.peers.0.len()).map(ask).collect();
-        let deadline = tokio::time::Instant::now() + self.flip_timeout;
+        let deadline = tokio::time::Instant::now() + self.flip_timeout();
         for wait in waits {
             if !matches!(tokio::time::timeout_at(deadline, wait).await, Ok(Ok(()))) {
                 return Err(Refused(vec![format!(
                     "pubsub cannot go to the {side}: not every subscriber could subscribe there within flip_timeout ({:?}); see that it answers, then save proxy.toml again",
-                    self.flip_timeout
+                    self.flip_timeout()
                 )]));
             }
         }

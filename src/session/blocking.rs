@@ -95,6 +95,7 @@ impl Session {
         };
         self.client.is_blocked.store(true, Ordering::Relaxed);
         let answer = self.wait_for(request, spec, &target, keys, until).await;
+        self.note_activity();
         self.client.is_blocked.store(false, Ordering::Relaxed);
         let outcome = match &answer {
             Ok(Ended::Answered(frame)) if reply::is_null(frame) => crate::dual::lane::Outcome::Refused,

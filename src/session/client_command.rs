@@ -203,11 +203,17 @@ impl Session {
         Flow::Continue
     }
 
+    /// Tells the others that this client is not idle.
+    #[inline]
+    pub(super) fn note_activity(&self) {
+        self.client.last_active.store(self.shared.clients.clock(), Ordering::Relaxed);
+    }
+
     /// Tells the others what this client is doing.
     #[inline]
     pub(super) fn note(&self, place: u32) {
         self.client.last_command.store(place, Ordering::Relaxed);
-        self.client.last_active.store(self.shared.clients.clock(), Ordering::Relaxed);
+        self.note_activity();
     }
 }
 

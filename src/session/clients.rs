@@ -23,6 +23,8 @@ pub enum Wish {
     Unblock,
     /// A blocked command is to end with an error.
     UnblockWithError,
+    /// To be closed, unless it waits for an answer.
+    CloseIfIdle,
 }
 
 /// What a client is called.
@@ -66,6 +68,7 @@ impl Client {
             1 => Wish::Kill,
             2 => Wish::Unblock,
             3 => Wish::UnblockWithError,
+            4 => Wish::CloseIfIdle,
             _ => Wish::None,
         }
     }
@@ -73,6 +76,18 @@ impl Client {
     fn ask(&self, wish: Wish) {
         self.wish.store(wish as u8, Ordering::Release);
         self.wake.notify_one();
+    }
+
+    /// How long ago it connected.
+    pub fn age(&self) -> Duration {
+        self.created.elapsed()
+    }
+
+    /// Whether it has asked for nothing in `seconds`. Whoever waits for others, or listens to them, is not idle.
+    fn is_idle(&self, now: u64, seconds: u64) -> bool {
+        now.saturating_sub(self.last_active.load(Ordering::Relaxed)) >= seconds
+            && !self.is_blocked.load(Ordering::Relaxed)
+            && !self.is_pubsub()
     }
 
     /// What it is called.
@@ -213,9 +228,10 @@ impl Clients {
         self.clock.load(Ordering::Relaxed)
     }
 
-    /// Moves the clock on; a worker calls it at each tick.
-    pub fn tick(&self) {
-        self.clock.store(self.began.elapsed().as_secs(), Ordering::Relaxed);
+    /// Moves the clock on; one worker calls it at each tick. Whether another second has begun.
+    pub fn tick(&self) -> bool {
+        let now = self.began.elapsed().as_secs();
+        self.clock.swap(now, Ordering::Relaxed) != now
     }
 
     /// A line for each client that fits.
@@ -232,6 +248,17 @@ impl Clients {
         let list = self.list.lock();
         let meant = list.values().filter(|client| filter.fits(client));
         meant.map(|client| client.ask(Wish::Kill)).count()
+    }
+
+    /// Asks those that have been idle for `seconds` to end. Another wish goes before.
+    pub fn close_idle(&self, seconds: u64) {
+        let (list, now) = (self.list.lock(), self.clock());
+        for client in list.values().filter(|client| client.is_idle(now, seconds)) {
+            let (none, wish) = (Wish::None as u8, Wish::CloseIfIdle as u8);
+            if client.wish.compare_exchange(none, wish, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                client.wake.notify_one();
+            }
+        }
     }
 
     /// Ends a blocked command; whether there was one.
@@ -318,6 +345,23 @@ mod tests {
         first.is_blocked.store(true, Ordering::Relaxed);
         assert!(clients.unblock(1, Wish::UnblockWithError));
         assert_eq!(first.take_wish(), Wish::UnblockWithError);
+    }
+
+    #[test]
+    fn who_waits_or_listens_is_not_idle_and_a_wish_is_not_lost() {
+        let (clients, first, second) = clients();
+        clients.clock.store(9, Ordering::Relaxed);
+        clients.close_idle(10);
+        assert_eq!(first.take_wish(), Wish::None);
+        first.is_blocked.store(true, Ordering::Relaxed);
+        second.subscriptions.store(1, Ordering::Relaxed);
+        clients.close_idle(9);
+        assert_eq!((first.take_wish(), second.take_wish()), (Wish::None, Wish::None));
+        first.is_blocked.store(false, Ordering::Relaxed);
+        second.subscriptions.store(0, Ordering::Relaxed);
+        clients.kill(&Filter { ids: Some(vec![1]), ..Filter::default() });
+        clients.close_idle(9);
+        assert_eq!((first.take_wish(), second.take_wish()), (Wish::Kill, Wish::CloseIfIdle));
     }
 
     #[tokio::test]

@@ -59,7 +59,7 @@ impl Session {
         self.set_protocol(Protocol::Resp2);
         self.set_db(0);
         self.client.rename(|names| names.name = Bytes::new());
-        self.is_admitted = self.shared.limits.password.is_none();
+        self.is_admitted = self.shared.password.is_none();
     }
 
     fn wrong_arity(&self, name: &str) -> Flow {
@@ -72,7 +72,7 @@ impl Session {
         if user != b"default" {
             return false;
         }
-        let Some(password) = &self.shared.limits.password else { return true };
+        let Some(password) = &self.shared.password else { return true };
         // In constant time for equal lengths.
         password.len() == given.len()
             && password.bytes().zip(given).fold(0u8, |differs, (own, given)| differs | (own ^ given)) == 0
@@ -84,7 +84,7 @@ impl Session {
             3 => (request.arg(1), request.arg(2)),
             _ => return write::error(out, "ERR syntax error"),
         };
-        if self.shared.limits.password.is_none() && request.len() == 2 {
+        if self.shared.password.is_none() && request.len() == 2 {
             return write::error(
                 out,
                 "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?",

@@ -2,6 +2,7 @@
 
 mod auditing;
 mod blocking;
+mod bounds;
 mod client_command;
 mod clients;
 mod commands;
@@ -17,6 +18,6 @@ mod split;
 mod transaction;
 pub mod worker;
 
+pub use bounds::{Bounds, SessionLimits};
 pub use clients::Clients;
 pub use scripts::Scripts;
-pub use session::SessionLimits;

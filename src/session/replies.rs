@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::tcp::OwnedWriteHalf;
@@ -13,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::dual::ReplyPort;
 use crate::resp::refusal::Refusal;
+use crate::session::bounds::Bounds;
 use crate::session::refused;
 use crate::store::Reply;
 use crate::store::link::{Dirty, OutBuffer};
@@ -43,7 +45,7 @@ pub struct Replies {
     mute: Cell<Mute>,
     dirty: Rc<Dirty<Replies>>,
     me: std::rc::Weak<Replies>,
-    bytes_max: usize,
+    bounds: Arc<Bounds>,
     /// Told at the next answer, if somebody waits for it, and when the client is to be closed.
     settled: Notify,
     is_awaited: Cell<bool>,
@@ -52,8 +54,8 @@ pub struct Replies {
 }
 
 impl Replies {
-    /// `bytes_max`: a client that leaves more unread is closed.
-    pub fn new(stream: OwnedWriteHalf, dirty: Rc<Dirty<Replies>>, bytes_max: usize) -> Rc<Self> {
+    /// A client that leaves more unread than `bounds` allow is closed.
+    pub fn new(stream: OwnedWriteHalf, dirty: Rc<Dirty<Replies>>, bounds: Arc<Bounds>) -> Rc<Self> {
         Rc::new_cyclic(|me| Self {
             stream,
             oldest: Cell::new(0),
@@ -66,7 +68,7 @@ impl Replies {
             mute: Cell::new(Mute::No),
             dirty,
             me: me.clone(),
-            bytes_max,
+            bounds,
             settled: Notify::new(),
             is_awaited: Cell::new(false),
             closed: Notify::new(),
@@ -114,10 +116,10 @@ impl Replies {
             Reply::Small(bytes) => out.copy(bytes),
             Reply::Whole(bytes) => out.push(&bytes),
         }
-        let is_full = out.len() > self.bytes_max;
+        let (bytes, bytes_max) = (out.len(), self.bounds.pending_reply_bytes_max());
         drop(out);
-        if is_full {
-            tracing::warn!(bytes = self.bytes_max, "a client does not read its replies; closed");
+        if bytes > bytes_max {
+            tracing::warn!(bytes_max, "a client does not read its replies; closed");
             return self.close();
         }
         if !self.is_marked.replace(true)
@@ -247,12 +249,20 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::session::SessionLimits;
 
     async fn replies() -> (Rc<Replies>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (_, writer) = listener.accept().await.unwrap().0.into_split();
-        (Replies::new(writer, Rc::new(Dirty::new(Rc::new(Notify::new()))), 1 << 20), client)
+        let bounds = Arc::new(Bounds::new(&SessionLimits {
+            clients_max: 1,
+            query_bytes_max: 1 << 20,
+            pending_reply_bytes_max: 1 << 20,
+            idle_timeout: std::time::Duration::ZERO,
+            drain_timeout: std::time::Duration::ZERO,
+        }));
+        (Replies::new(writer, Rc::new(Dirty::new(Rc::new(Notify::new()))), bounds), client)
     }
 
     async fn poll<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {

@@ -14,11 +14,11 @@ use tokio::net::tcp::OwnedReadHalf;
 use crate::audit::{Audit, Kind as Unlike};
 use crate::command::{self, Access, CommandSpec, Kind};
 use crate::dual::{Engine, ReplyPort, ReplyTo, Target};
-use crate::resp::limits::Limits;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::resp::scan::{RequestScanner, split_inline};
+use crate::session::bounds::Bounds;
 use crate::session::clients::{Client, Clients, Wish};
 use crate::session::pubsub::Subscriber;
 use crate::session::replies::Replies;
@@ -32,18 +32,11 @@ const READ_BYTES: usize = 16 << 10;
 /// Requests of one client that may be unanswered; then it is not read until some are.
 const PIPELINE_MAX: u64 = 8192;
 
-/// Bounds of a session.
-#[derive(Clone, Debug)]
-pub struct SessionLimits {
-    pub requests: Limits,
-    pub pending_reply_bytes_max: usize,
-    pub password: Option<String>,
-}
-
 /// What the sessions of a worker share.
 pub struct Shared {
     pub engine: Engine,
-    pub limits: SessionLimits,
+    pub bounds: Arc<Bounds>,
+    pub password: Option<String>,
     pub dirty: Rc<Dirty<Replies>>,
     pub clients: Arc<Clients>,
     pub scripts: Arc<Scripts>,
@@ -51,6 +44,10 @@ pub struct Shared {
     /// All sessions read into this, so that memory is held only by bytes that wait for something.
     pub arena: RefCell<BytesMut>,
 }
+
+/// When the program ends, who came less than this ago is served for the rest of it: a client that finds its connection closed
+/// in the midst of its greeting takes the server for broken, and one that is closed between two requests connects anew.
+const GREETING: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Whether the client stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +78,8 @@ pub struct Session {
 impl Session {
     pub fn new(shared: Rc<Shared>, stream: TcpStream, client: Arc<Client>) -> Self {
         let (reader, writer) = stream.into_split();
-        let replies = Replies::new(writer, shared.dirty.clone(), shared.limits.pending_reply_bytes_max);
-        let is_admitted = shared.limits.password.is_none();
+        let replies = Replies::new(writer, shared.dirty.clone(), shared.bounds.clone());
+        let is_admitted = shared.password.is_none();
         Self {
             port: replies.clone(),
             shared,
@@ -129,7 +126,12 @@ impl Session {
                 }
             }
             if self.shared.engine.is_stopping() {
-                return Flow::Close;
+                let left = GREETING.saturating_sub(self.client.age());
+                let read = Box::pin(tokio::time::timeout(left, self.read()));
+                if left.is_zero() || !read.await.unwrap_or(false) {
+                    return Flow::Close;
+                }
+                continue;
             }
             if self.replies.open() >= PIPELINE_MAX {
                 self.replies.settle(PIPELINE_MAX / 2).await;
@@ -146,7 +148,13 @@ impl Session {
                 biased;
                 read = self.read() => if !read { return Flow::Continue },
                 () = replies.closed.notified() => return Flow::Continue,
-                () = client.wake.notified() => if client.take_wish() == Wish::Kill { return Flow::Close },
+                () = client.wake.notified() => match client.take_wish() {
+                    Wish::Kill => return Flow::Close,
+                    // A client that waits for an answer is not idle.
+                    Wish::CloseIfIdle if self.replies.open() == 0 => return Flow::Close,
+                    Wish::CloseIfIdle => self.note_activity(),
+                    Wish::None | Wish::Unblock | Wish::UnblockWithError => {}
+                },
                 () = engine.closing() => {}
             }
         }
@@ -176,7 +184,7 @@ impl Session {
     /// The next whole request in the buffer; an error ends the client.
     pub fn next_request(&mut self) -> Option<Result<Request, String>> {
         loop {
-            let length = match self.scanner.scan(&self.buffer, &self.shared.limits.requests) {
+            let length = match self.scanner.scan(&self.buffer, &self.shared.bounds.requests()) {
                 Ok(Some(length)) => length,
                 Ok(None) => return None,
                 Err(error) => return Some(Err(error.to_string())),

@@ -18,23 +18,22 @@ use crate::dual::traffic::TrafficBook;
 use crate::dual::{Engine, EngineParts, Load, Message, Peers, Subscribing};
 use crate::metrics::Totals;
 use crate::routing::{Side, Table};
+use crate::session::bounds::Bounds;
 use crate::session::clients::Clients;
 use crate::session::refused;
 use crate::session::scripts::Scripts;
-use crate::session::session::{Session, SessionLimits, Shared};
+use crate::session::session::{Session, Shared};
 use crate::store::link::Dirty;
 use crate::store::{Stores, StoresConfig};
 
 const TICK: Duration = Duration::from_millis(25);
-/// How long sessions get to answer what they have when the program ends.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// What a worker is made of.
 pub struct WorkerParts {
     pub number: usize,
     pub address: SocketAddr,
-    pub clients_max: usize,
-    pub limits: SessionLimits,
+    pub bounds: Arc<Bounds>,
+    pub password: Option<String>,
     pub stores: StoresConfig,
     pub db: u32,
     pub table: Arc<Table>,
@@ -61,15 +60,15 @@ pub fn bind(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
 }
 
 /// Runs a worker on the calling thread until it is told to stop. True: everything was answered, effects included.
-pub fn run(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::Result<bool> {
+pub fn run(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std::io::Result<bool> {
     // Looked at between polls of the sockets: more tasks a turn make larger writes.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(256).build()?;
     let local = LocalSet::new();
-    runtime.block_on(local.run_until(serve(parts, listener)))
+    runtime.block_on(local.run_until(serve(parts, listeners)))
 }
 
-async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::Result<bool> {
-    let listener = TcpListener::from_std(listener)?;
+async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std::io::Result<bool> {
+    let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<std::io::Result<Vec<_>>>()?;
     let wake = Rc::new(Notify::new());
     let stores = Stores::new(parts.stores, wake.clone());
     let engine = Engine::new(EngineParts {
@@ -85,7 +84,8 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
     let dirty = Rc::new(Dirty::new(wake.clone()));
     let shared = Rc::new(Shared {
         engine: engine.clone(),
-        limits: parts.limits,
+        bounds: parts.bounds.clone(),
+        password: parts.password,
         dirty: dirty.clone(),
         clients: parts.clients.clone(),
         scripts: parts.scripts,
@@ -101,14 +101,21 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
             }
         }
     });
-    let ticker = tokio::task::spawn_local(tick(engine.clone(), parts.totals.clone(), parts.clients, parts.number));
+    let ticker = tokio::task::spawn_local(tick(
+        engine.clone(),
+        parts.totals.clone(),
+        parts.clients,
+        parts.bounds.clone(),
+        parts.number,
+    ));
     let open = Rc::new(Cell::new(0usize));
-    let accepting = tokio::task::spawn_local(accept(listener, shared, parts.totals, parts.clients_max, open.clone()));
+    let accept = |listener| accept(listener, shared.clone(), parts.totals.clone(), open.clone());
+    let accepting: Vec<_> = listeners.into_iter().map(|listener| tokio::task::spawn_local(accept(listener))).collect();
     let (inbox, hearing) = (parts.inbox, engine.clone());
     let hearing = tokio::task::spawn_local(async move { hearing.run_inbox(inbox).await });
     engine.stopped().await;
-    accepting.abort();
-    let deadline = Instant::now() + DRAIN;
+    accepting.iter().for_each(|task| task.abort());
+    let deadline = Instant::now() + parts.bounds.drain_timeout();
     while open.get() > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -121,7 +128,7 @@ async fn serve(parts: WorkerParts, listener: std::net::TcpListener) -> std::io::
     Ok(engine.load().in_flight == 0)
 }
 
-async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, number: usize) {
+async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, bounds: Arc<Bounds>, number: usize) {
     let mut last = Load::default();
     loop {
         tokio::time::sleep(TICK).await;
@@ -137,7 +144,9 @@ async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, number
         last = now;
         refused::publish(&totals.refused);
         if number == 0 {
-            clients.tick();
+            if clients.tick() && bounds.idle_seconds() > 0 {
+                clients.close_idle(bounds.idle_seconds());
+            }
             engine.probe(Instant::now());
             let micros = |side| engine.latency(side, Instant::now()).map_or(0, |took| took.as_micros().max(1) as u64);
             totals.standalone_latency_us.store(micros(Side::Standalone), Ordering::Relaxed);
@@ -154,13 +163,7 @@ fn publish(total: &AtomicU64, last: u64, now: u64) {
     total.fetch_add(now.wrapping_sub(last), Ordering::Relaxed);
 }
 
-async fn accept(
-    listener: TcpListener,
-    shared: Rc<Shared>,
-    totals: Arc<Totals>,
-    clients_max: usize,
-    open: Rc<Cell<usize>>,
-) {
+async fn accept(listener: TcpListener, shared: Rc<Shared>, totals: Arc<Totals>, open: Rc<Cell<usize>>) {
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -171,7 +174,7 @@ async fn accept(
             }
         };
         let id = totals.accepted.fetch_add(1, Ordering::Relaxed) + 1;
-        if totals.clients.fetch_add(1, Ordering::Relaxed) >= clients_max as u64 {
+        if totals.clients.fetch_add(1, Ordering::Relaxed) >= shared.bounds.clients_max() as u64 {
             totals.clients.fetch_sub(1, Ordering::Relaxed);
             totals.rejected.fetch_add(1, Ordering::Relaxed);
             reject(&stream);

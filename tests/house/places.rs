@@ -38,7 +38,7 @@ pub const PLACES: &[(&[&str], &[&str], &str)] = &[
     (&["clap", "ureq"], &["src/cli/"], "arguments, and calls of the running proxy, are the command line's alone"),
     (
         &["anyhow"],
-        &["src/cli/", "src/main.rs", "src/serve.rs"],
+        &["src/cli/", "src/main.rs", "src/serve.rs", "src/serve/"],
         "a room has an error type of its own, so that each error can be answered",
     ),
     (
@@ -57,7 +57,15 @@ pub const PLACES: &[(&[&str], &[&str], &str)] = &[
     ),
     (
         &["std::fs", "tokio::fs"],
-        &["src/config/", "src/change/", "src/dual/journal.rs", "src/dual/state.rs", "src/serve.rs", "src/cli/"],
+        &[
+            "src/config/",
+            "src/change/",
+            "src/dual/journal.rs",
+            "src/dual/state.rs",
+            "src/serve.rs",
+            "src/serve/",
+            "src/cli/",
+        ],
         "files are read and written where their crash safety is thought about",
     ),
 ];

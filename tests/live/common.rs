@@ -278,7 +278,7 @@ impl Proxy {
         let (port, admin_port) = (free_port(), free_port());
         std::fs::write(directory.path().join("proxy.toml"), Self::config(&settings, port, admin_port, &directory))
             .expect("write");
-        let (child, log) = Self::spawn(&directory);
+        let (child, log) = Self::spawn(&directory, &[]);
         let mut proxy = Self { child, port, admin_port, directory, settings, log };
         proxy.wait_until_up();
         proxy
@@ -289,11 +289,12 @@ impl Proxy {
         settings.text(port, admin_port).replace("STATE", &state.display().to_string())
     }
 
-    fn spawn(directory: &TempDir) -> (Child, Arc<Mutex<String>>) {
+    fn spawn(directory: &TempDir, arguments: &[&str]) -> (Child, Arc<Mutex<String>>) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_cutover"))
             .arg("--config")
             .arg(directory.path().join("proxy.toml"))
             .arg("serve")
+            .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
             .expect("start cutover");
@@ -389,8 +390,26 @@ impl Proxy {
     }
 
     pub fn start_again(&mut self) {
-        (self.child, self.log) = Self::spawn(&self.directory);
+        (self.child, self.log) = Self::spawn(&self.directory, &[]);
         self.wait_until_up();
+    }
+
+    /// Another process takes this one's place; gives the exit code of this one, and its log.
+    pub fn be_succeeded(&mut self) -> (Option<i32>, String) {
+        let (child, log) = Self::spawn(&self.directory, &["--takeover"]);
+        let mut before = std::mem::replace(&mut self.child, child);
+        let log = std::mem::replace(&mut self.log, log);
+        let mut code = None;
+        eventually("the old proxy ends", || {
+            if let Some(status) = self.child.try_wait().expect("look at the proxy") {
+                panic!("the successor ended with {status}:\n{}", self.log());
+            }
+            code = before.try_wait().expect("look at the old proxy");
+            code.is_some()
+        });
+        let code = code.and_then(|status| status.code());
+        self.wait_until_up();
+        (code, log.lock().expect("no holder panics").clone())
     }
 
     /// Rewrites the file, as an editor does.

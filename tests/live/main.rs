@@ -18,4 +18,5 @@ mod model;
 mod moves;
 mod operator;
 mod protocol;
+mod succession;
 mod tagged;

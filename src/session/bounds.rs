@@ -1,0 +1,71 @@
+//! The bounds of clients, which a running proxy changes when its configuration does. Shared by the workers; each value
+//! stands for itself, so relaxed ordering is enough, and reading one costs what reading any other field does.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::resp::limits::Limits;
+
+/// As the configuration says them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionLimits {
+    pub clients_max: usize,
+    pub query_bytes_max: usize,
+    pub pending_reply_bytes_max: usize,
+    /// A client that asks for nothing for so long is closed; zero: never.
+    pub idle_timeout: Duration,
+    /// What the end of the program leaves clients to have their answers, and followers their effects.
+    pub drain_timeout: Duration,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Bounds {
+    clients_max: AtomicUsize,
+    query_bytes_max: AtomicUsize,
+    pending_reply_bytes_max: AtomicUsize,
+    idle_seconds: AtomicU64,
+    drain_ms: AtomicU64,
+}
+
+impl Bounds {
+    /// Begins with these.
+    pub fn new(limits: &SessionLimits) -> Self {
+        let bounds = Self::default();
+        bounds.set(limits);
+        bounds
+    }
+
+    /// What is read from now on. A client beyond a lower bound is not closed for it, only the next one is not let in.
+    pub fn set(&self, limits: &SessionLimits) {
+        self.clients_max.store(limits.clients_max, Ordering::Relaxed);
+        self.query_bytes_max.store(limits.query_bytes_max, Ordering::Relaxed);
+        self.pending_reply_bytes_max.store(limits.pending_reply_bytes_max, Ordering::Relaxed);
+        self.idle_seconds.store(limits.idle_timeout.as_millis().div_ceil(1000) as u64, Ordering::Relaxed);
+        self.drain_ms.store(limits.drain_timeout.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    pub fn clients_max(&self) -> usize {
+        self.clients_max.load(Ordering::Relaxed)
+    }
+
+    /// Of one request.
+    #[inline]
+    pub fn requests(&self) -> Limits {
+        Limits { query_bytes_max: self.query_bytes_max.load(Ordering::Relaxed), ..Limits::default() }
+    }
+
+    #[inline]
+    pub fn pending_reply_bytes_max(&self) -> usize {
+        self.pending_reply_bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// In whole seconds, the shortest being one; 0: never.
+    pub fn idle_seconds(&self) -> u64 {
+        self.idle_seconds.load(Ordering::Relaxed)
+    }
+
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_ms.load(Ordering::Relaxed))
+    }
+}
