@@ -18,6 +18,10 @@ pub struct Totals {
     pub exceptional_keys: AtomicU64,
     pub diverged_keys: AtomicU64,
     pub held_bytes: AtomicU64,
+    pub subscriptions: AtomicU64,
+    pub subscription_links: AtomicU64,
+    pub messages_delivered: AtomicU64,
+    pub slow_clients: AtomicU64,
     pub journal_keys: AtomicU64,
     pub journal_bytes: AtomicU64,
     /// 1 or 0.
@@ -121,6 +125,30 @@ pub fn totals(page: &mut Page, totals: &Totals) {
         Gauge,
         "Memory of requests that wait for a slot or a store that takes none; bound by queue_bytes a worker.",
         get(&totals.held_bytes),
+    );
+    page.add(
+        "subscriptions",
+        Gauge,
+        "Channels, patterns and shard channels that clients are subscribed to, each once a client.",
+        get(&totals.subscriptions),
+    );
+    page.add(
+        "subscription_links",
+        Gauge,
+        "Connections to the stores on which the subscriptions are: up to one a worker and node.",
+        get(&totals.subscription_links),
+    );
+    page.add(
+        "messages_delivered_total",
+        Counter,
+        "Messages of channels given to clients, each once a client.",
+        get(&totals.messages_delivered),
+    );
+    page.add(
+        "slow_clients_closed_total",
+        Counter,
+        "Clients closed because more than max_pending_reply_bytes of replies and messages waited for them.",
+        get(&totals.slow_clients),
     );
     page.add("diverged_keys", Gauge, "Keys known or feared to differ between the stores.", get(&totals.diverged_keys));
     page.add("journal_keys", Gauge, "Diverged keys that the journal on disk names.", get(&totals.journal_keys));

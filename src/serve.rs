@@ -31,7 +31,7 @@ use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
 use crate::dual::state::{Snapshot, StateFile};
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Message, Peers, Subscribing};
+use crate::dual::{Audience, Message, Peers, Subscribing};
 use crate::jobs::{self, Jobs};
 use crate::metrics::Totals;
 use crate::routing::{Phase, RouteName, Table};
@@ -253,6 +253,7 @@ impl Program {
         let journal = Arc::new(journal);
         let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
         let (subscribing, audit) = (Arc::new(Subscribing::default()), Arc::new(Audit::default()));
+        let audience = Arc::new(Audience::default());
         let mut workers = Vec::new();
         for ((number, inbox), listeners) in inboxes.into_iter().enumerate().zip(spread) {
             let parts = WorkerParts {
@@ -272,6 +273,7 @@ impl Program {
                 scripts: scripts.clone(),
                 audit: audit.clone(),
                 subscribing: subscribing.clone(),
+                audience: audience.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             workers.push(thread.spawn(move || worker::run(parts, listeners))?);

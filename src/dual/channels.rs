@@ -1,26 +1,30 @@
-//! The store on which all channels meet, and its flip: publishers wait, every subscriber subscribes on the new side and has
-//! what the old one still sent, and only then is anything published there. So no message is lost or doubled.
+//! The store on which all channels meet: what is published goes there, and waits while `pubsub` flips.
 //!
 //! A message that is sent after somebody's SUBSCRIBE reaches it, as with one Redis, although the SUBSCRIBE may lie unread at
 //! another worker, or may first have to open a connection: what is published waits for a turn of every worker, and then for
 //! the SUBSCRIBEs that were read by then. Many messages share one such round.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::dual::engine::{Engine, EngineWaiter, Inner, ReplyTo};
+use crate::dual::audience::{Audience, Counted};
+use crate::dual::engine::{Engine, EngineWaiter, Inner, ReplyTo, Target, refusal_of};
 use crate::dual::message::Message;
+use crate::dual::subscriptions::{MEETING_SLOT, Subscriptions};
+use crate::dual::turn::Turn;
 use crate::resp::refusal::Refusal;
-use crate::resp::reply::Protocol;
+use crate::resp::reply::{self, Protocol};
+use crate::resp::request::Request;
+use crate::resp::write;
 use crate::routing::Side;
 use crate::slot;
 
@@ -82,20 +86,15 @@ impl Drop for Unconfirmed {
 
 /// What waits for its round, or for the end of a flip.
 struct Published {
-    request: Bytes,
-    slot: u16,
+    request: Request,
     protocol: Protocol,
     to: ReplyTo,
 }
 
 /// The channels of one worker.
 pub struct Channels {
-    /// Where subscribers are to be.
-    side: Cell<Side>,
-    /// How many are on the standalone and on the cluster.
-    seats: [Cell<usize>; 2],
-    turned: Notify,
-    done: RefCell<Option<oneshot::Sender<()>>>,
+    pub(super) subscriptions: Subscriptions,
+    pub(super) turn: Turn,
     waiting: RefCell<VecDeque<Published>>,
     waiting_bytes: Cell<usize>,
     /// Whether a task sends what waits.
@@ -104,85 +103,19 @@ pub struct Channels {
 }
 
 impl Channels {
-    pub(super) fn new(side: Side, subscribing: Arc<Subscribing>) -> Self {
+    pub(super) fn new(side: Side, subscribing: Arc<Subscribing>, audience: Arc<Audience>) -> Self {
         Self {
-            subscribing,
-            is_sending: Cell::new(false),
-            side: Cell::new(side),
-            seats: Default::default(),
-            turned: Notify::new(),
-            done: RefCell::new(None),
+            subscriptions: Subscriptions::new(side, audience),
+            turn: Turn::new(side),
             waiting: RefCell::new(VecDeque::new()),
             waiting_bytes: Cell::new(0),
+            is_sending: Cell::new(false),
+            subscribing,
         }
-    }
-
-    fn seats(&self, side: Side) -> &Cell<usize> {
-        &self.seats[usize::from(side == Side::Cluster)]
-    }
-
-    /// Asks all subscribers over to a side; `done` is told when the last is there.
-    pub(super) fn turn(&self, side: Side, done: oneshot::Sender<()>) {
-        self.side.set(side);
-        *self.done.borrow_mut() = Some(done);
-        self.turned.notify_waiters();
-        self.look();
-    }
-
-    fn look(&self) {
-        if self.seats(self.side.get().other()).get() == 0
-            && let Some(done) = self.done.borrow_mut().take()
-        {
-            // The adoption may have given up by now.
-            let _ = done.send(());
-        }
-    }
-}
-
-/// A subscriber's place on a side; gives it up when dropped.
-pub struct Seat {
-    engine: Engine,
-    side: Side,
-}
-
-impl Seat {
-    /// The side of the subscriber's connection.
-    pub fn side(&self) -> Side {
-        self.side
-    }
-
-    /// Whether the subscriber has to go over to the other side.
-    pub fn is_behind(&self) -> bool {
-        self.side != self.engine.0.channels.side.get()
-    }
-
-    /// The subscriber is on the side where all are to be.
-    pub fn go_over(&mut self) {
-        let channels = &self.engine.0.channels;
-        channels.seats(self.side).set(channels.seats(self.side).get() - 1);
-        self.side = channels.side.get();
-        channels.seats(self.side).set(channels.seats(self.side).get() + 1);
-        channels.look();
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let channels = &self.engine.0.channels;
-        channels.seats(self.side).set(channels.seats(self.side).get() - 1);
-        channels.look();
     }
 }
 
 impl Engine {
-    /// A seat for a new subscriber, on the side where all are to be.
-    pub fn take_seat(&self) -> Seat {
-        let channels = &self.0.channels;
-        let side = channels.side.get();
-        channels.seats(side).set(channels.seats(side).get() + 1);
-        Seat { engine: self.clone(), side }
-    }
-
     /// Counts in a SUBSCRIBE that was just read, until what this returns is dropped.
     pub fn begin_subscribe(&self) -> Unconfirmed {
         let subscribing = self.0.channels.subscribing.clone();
@@ -202,45 +135,108 @@ impl Engine {
         self.0.subscribed().await;
     }
 
-    /// Waits until subscribers are asked over; ask [`Seat::is_behind`] then.
-    pub async fn turned(&self) {
-        self.0.channels.turned.notified().await;
-    }
-
     /// Whether publishers have to wait.
     pub fn holds_publishers(&self) -> bool {
         self.has_closed() && self.0.sessions.is_closed(PUBLISHED)
     }
 
-    /// Publishes, or asks about channels, on the store where they meet; during their flip when it is over. `channel` names the
-    /// node of a cluster that is asked, which matters for shard channels only.
-    pub fn publish(&self, request: &Bytes, channel: &[u8], protocol: Protocol, to: ReplyTo) {
+    /// PUBLISH or SPUBLISH on the store where all channels meet; during their flip when it is over.
+    pub fn publish(&self, request: Request, protocol: Protocol, to: ReplyTo) {
         let channels = &self.0.channels;
-        let (request, slot) = (request.clone(), slot::of(channel));
         let is_alone = self.0.peers.0.len() == 1 && !channels.subscribing.is_any();
         if is_alone && !self.holds_publishers() && channels.waiting.borrow().is_empty() {
-            return self.0.publish(request, slot, protocol, to);
+            return self.0.publish(request, protocol, to);
         }
-        let published = Published { request, slot, protocol, to };
-        let bytes = channels.waiting_bytes.get() + published.request.len();
+        let bytes = channels.waiting_bytes.get() + request.bytes().len();
         if bytes > WAITING_BYTES_MAX {
-            return published.to.port.deliver(published.to.seq, Err(Refusal::StoreDown));
+            return to.port.deliver(to.seq, Err(Refusal::StoreDown));
         }
         channels.waiting_bytes.set(bytes);
-        channels.waiting.borrow_mut().push_back(published);
+        channels.waiting.borrow_mut().push_back(Published { request, protocol, to });
         self.0.publish_waiting();
+    }
+
+    /// A target's answer to PUBLISH or PUBSUB as the application is to get it.
+    pub fn heard(&self, target: &Target, request: &Request, frame: Bytes) -> Bytes {
+        self.0.heard(target, request, &frame).unwrap_or(frame)
+    }
+
+    /// PUBSUB: of the whole cluster where channels meet there, although a node tells of its own subscribers only.
+    pub async fn ask_channels(&self, request: &Request, protocol: Protocol) -> Result<Bytes, Refusal> {
+        self.0.subscribed().await;
+        let call = async |target: Target| {
+            let answer = self.call(&target, request.bytes(), protocol).await.map_err(|error| refusal_of(&error))?;
+            Ok(self.heard(&target, request, answer))
+        };
+        let is_of_all = PUBSUB_OF_ALL.iter().any(|word| request.arg(1).eq_ignore_ascii_case(word));
+        if self.table().pubsub().leader() == Side::Standalone {
+            return call(Target::Standalone { db: self.0.db }).await;
+        }
+        let mut merged = call(Target::Slot(MEETING_SLOT)).await?;
+        if !is_of_all || reply::is_error(&merged) {
+            return Ok(merged);
+        }
+        let meeting = self.0.stores.slot_endpoint(MEETING_SLOT).map(|endpoint| endpoint.address);
+        for node in self.0.stores.primaries().into_iter().filter(|node| Some(node) != meeting.as_ref()) {
+            let target = Target::Node(node);
+            let more = self.call(&target, request.bytes(), protocol).await.map_err(|error| refusal_of(&error))?;
+            merged = merge(&merged, &more).ok_or(Refusal::UnknownOutcome)?;
+        }
+        Ok(merged)
     }
 }
 
-impl Inner {
-    fn publish(self: &Rc<Self>, request: Bytes, slot: u16, protocol: Protocol, to: ReplyTo) {
-        let ticket = self.sessions.enter(PUBLISHED);
-        let waiter = EngineWaiter::Direct { engine: self.clone(), to, ticket };
-        let side = self.table.borrow().pubsub().leader();
-        match side {
-            Side::Standalone => self.stores.standalone(self.db, &request, Some(protocol), waiter),
-            Side::Cluster => self.stores.cluster(slot, &request, Some(protocol), waiter),
+/// Subcommands of PUBSUB whose answers of several nodes make one: lists of names, or names with numbers.
+const PUBSUB_OF_ALL: [&[u8]; 4] = [b"CHANNELS", b"SHARDCHANNELS", b"NUMSUB", b"SHARDNUMSUB"];
+
+/// Names of both, each once; or the sums of the numbers beside the same names.
+fn merge(first: &[u8], second: &[u8]) -> Option<Bytes> {
+    let (cells, more) = (reply::elements(first)?, reply::elements(second)?);
+    let mut out = BytesMut::new();
+    if cells.get(1).is_some_and(|cell| first[cell.clone()].starts_with(b":")) {
+        write::array(&mut out, cells.len());
+        for (pair, other) in cells.chunks_exact(2).zip(more.chunks_exact(2)) {
+            out.extend_from_slice(&first[pair[0].clone()]);
+            let sum = reply::integer(&first[pair[1].clone()])? + reply::integer(&second[other[1].clone()])?;
+            write::integer(&mut out, sum);
         }
+        return Some(out.freeze());
+    }
+    let mut names: Vec<&[u8]> = cells.into_iter().map(|cell| &first[cell]).collect();
+    let known: HashSet<&[u8]> = names.iter().copied().collect();
+    names.extend(more.into_iter().map(|cell| &second[cell]).filter(|name| !known.contains(name)));
+    write::array(&mut out, names.len());
+    names.iter().for_each(|name| out.extend_from_slice(name));
+    Some(out.freeze())
+}
+
+impl Inner {
+    fn publish(self: &Rc<Self>, request: Request, protocol: Protocol, to: ReplyTo) {
+        let ticket = self.sessions.enter(PUBLISHED);
+        let bytes = request.bytes().clone();
+        let side = self.table.borrow().pubsub().leader();
+        let is_sharded = request.arg(0).eq_ignore_ascii_case(b"SPUBLISH");
+        let slot = if is_sharded { slot::of(request.arg(1)) } else { MEETING_SLOT };
+        let target = if side == Side::Standalone { Target::Standalone { db: self.db } } else { Target::Slot(slot) };
+        let waiter = EngineWaiter::Published { engine: self.clone(), to, ticket, request, target };
+        match side {
+            Side::Standalone => self.stores.standalone(self.db, &bytes, Some(protocol), waiter),
+            Side::Cluster => self.stores.cluster(slot, &bytes, Some(protocol), waiter),
+        }
+    }
+
+    /// See [`Engine::heard`].
+    pub(super) fn heard(&self, target: &Target, request: &Request, frame: &[u8]) -> Option<Bytes> {
+        let is_sharded = request.arg(0).eq_ignore_ascii_case(b"SPUBLISH");
+        let counted = match target {
+            // A message published on another primary is counted by its own subscribers only.
+            Target::Slot(slot) if !is_sharded => {
+                let owner = |slot| self.stores.slot_endpoint(slot).map(|endpoint| endpoint.address);
+                if owner(*slot) == owner(MEETING_SLOT) { Counted::WithLinks } else { Counted::WithoutLinks }
+            }
+            _ => Counted::WithLinks,
+        };
+        self.channels.subscriptions.audience.answer(request, frame, counted)
     }
 
     /// Sends what waits in its order, unless a flip holds it up or a task does so already.
@@ -285,9 +281,9 @@ impl Inner {
             }
             for _ in 0..round {
                 let Some(published) = self.channels.waiting.borrow_mut().pop_front() else { return };
-                let Published { request, slot, protocol, to } = published;
-                self.channels.waiting_bytes.set(self.channels.waiting_bytes.get() - request.len());
-                self.publish(request, slot, protocol, to);
+                let Published { request, protocol, to } = published;
+                self.channels.waiting_bytes.set(self.channels.waiting_bytes.get() - request.bytes().len());
+                self.publish(request, protocol, to);
             }
         }
     }

@@ -15,6 +15,7 @@ use slab::Slab;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::command::{self, CommandSpec};
+use crate::dual::audience::Audience;
 use crate::dual::channels::{Channels, Subscribing, answer_after_turn};
 use crate::dual::effect::Question;
 use crate::dual::gate::{Gate, Ticket};
@@ -23,6 +24,7 @@ use crate::dual::lane::{Lane, Mode, Work};
 use crate::dual::message::{Message, Peers, RemoteOp, Stage};
 use crate::dual::operation::{LaneOp, LaneReply};
 use crate::dual::probe::{Probes, Timing};
+use crate::dual::subscriptions::SubscriptionLoad;
 use crate::dual::traffic::{Traffic, TrafficBook};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
@@ -75,6 +77,14 @@ pub enum EngineWaiter {
         request: Request,
         spec: &'static CommandSpec,
     },
+    /// A message, whose receivers are counted.
+    Published {
+        engine: Rc<Inner>,
+        to: ReplyTo,
+        ticket: Ticket,
+        request: Request,
+        target: Target,
+    },
     /// Somebody on this worker awaits the reply.
     Once(oneshot::Sender<Result<Bytes, LinkError>>),
     /// A PING that is timed.
@@ -112,6 +122,16 @@ impl Waiter for EngineWaiter {
                     outcome.map_err(|error| refusal_of(&error)).map(|reply| engine.own_reply(spec, &request, reply));
                 to.port.deliver(to.seq, outcome);
             }
+            Self::Published { engine, to, ticket, request, target } => {
+                engine.sessions.leave(ticket);
+                let outcome = outcome.map_err(|error| refusal_of(&error)).map(|reply| {
+                    match engine.heard(&target, &request, reply.bytes()) {
+                        Some(counted) => Reply::Whole(counted),
+                        None => reply,
+                    }
+                });
+                to.port.deliver(to.seq, outcome);
+            }
             Self::Once(sender) => {
                 // Nobody waits any more when the caller was cancelled; the answer is then of no use to anyone.
                 let _ = sender.send(outcome.map(|reply| reply.to_bytes()));
@@ -129,6 +149,8 @@ impl Waiter for EngineWaiter {
 pub fn refusal_of(error: &LinkError) -> Refusal {
     match error {
         LinkError::Down(_) | LinkError::Overflow | LinkError::Redirects => Refusal::StoreDown,
+        // Client libraries know the word, and wait.
+        LinkError::Loading => Refusal::Verbatim("LOADING Redis is loading the dataset in memory".into()),
         LinkError::Lost | LinkError::TimedOut => Refusal::UnknownOutcome,
     }
 }
@@ -176,14 +198,15 @@ pub struct EngineParts {
     pub peers: Peers,
     pub journal: Arc<Journal>,
     pub traffic: Arc<TrafficBook>,
-    /// Shared by all workers.
+    /// Shared by all workers, as is the audience.
     pub subscribing: Arc<Subscribing>,
+    pub audience: Arc<Audience>,
 }
 
 impl Engine {
     /// The engine of one worker.
     pub fn new(parts: EngineParts) -> Self {
-        let channels = Channels::new(parts.table.pubsub().leader(), parts.subscribing);
+        let channels = Channels::new(parts.table.pubsub().leader(), parts.subscribing, parts.audience);
         Self(Rc::new(Inner {
             worker: parts.worker,
             tables: RefCell::new(VecDeque::from([parts.table.clone()])),
@@ -385,6 +408,7 @@ impl Engine {
     pub fn tick(&self) {
         self.0.repair();
         self.0.look_at_drains();
+        self.0.follow_primaries();
         self.0.traffic.tick(std::time::Instant::now());
     }
 
@@ -403,6 +427,7 @@ impl Engine {
             exceptional_keys: exceptional_keys as u64,
             diverged_keys: diverged_keys as u64,
             held_bytes: self.0.stores.held_bytes(),
+            subscriptions: self.0.channels.subscriptions.load(),
         }
     }
 }
@@ -421,6 +446,7 @@ pub struct Load {
     pub diverged_keys: u64,
     /// [`Stores::held_bytes`].
     pub held_bytes: u64,
+    pub subscriptions: SubscriptionLoad,
 }
 
 impl Inner {
@@ -535,7 +561,7 @@ impl Inner {
                 self.look_at_drains();
             }
             Message::Turned { done } => answer_after_turn(done),
-            Message::Turn { side, done } => self.channels.turn(side, done),
+            Message::Turn { side, done } => self.turn(side, done),
             Message::Install { table, done } => {
                 self.install(table);
                 // The adoption waits for it unless the program ends.

@@ -1,11 +1,14 @@
 //! The dual-write engine: what keeps data right while it moves. `engine` is the front door; `lane` and `gate` are pure.
 
 pub mod adopt;
+mod audience;
 mod channels;
 mod copy;
 pub mod effect;
 mod engine;
+mod feed;
 pub mod gate;
+mod glob;
 mod guard;
 pub mod history;
 pub mod journal;
@@ -14,10 +17,16 @@ mod message;
 mod operation;
 mod presence;
 mod probe;
+mod push;
 pub mod state;
+mod subscriptions;
 pub mod traffic;
+mod turn;
 
-pub use channels::{Seat, Subscribing, Unconfirmed};
+pub use audience::Audience;
+pub use channels::{Subscribing, Unconfirmed};
 pub use engine::{Engine, EngineParts, EngineWaiter, Load, ReplyPort, ReplyTo, Target, refusal_of};
 pub use guard::Guard;
 pub use message::{Message, Peers};
+pub use push::{Family, Push, Verb};
+pub use subscriptions::{Asked, Ear, Membership};

@@ -159,6 +159,10 @@ impl Session {
         if matches!(spec.name, "WAIT" | "WAITAOF") {
             return Box::pin(self.block(request, spec)).await;
         }
+        if spec.name == "CONFIG" && locks_out(&request) {
+            let reason = "it would change how the proxy itself reaches the store";
+            return self.refuse(Refusal::NotSupported { command: "config|set".into(), reason });
+        }
         engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
     }
 
@@ -196,6 +200,15 @@ impl Session {
         self.answer_with(outcome);
     }
 }
+
+/// Whether a CONFIG SET could leave the proxy without its store.
+fn locks_out(request: &Request) -> bool {
+    let is_one = |name: &[u8]| LOCKS_OUT.iter().any(|own| name.eq_ignore_ascii_case(own));
+    request.arg(1).eq_ignore_ascii_case(b"SET") && request.args().skip(2).step_by(2).any(is_one)
+}
+
+/// Settings of a store that say who may connect to it, and where.
+const LOCKS_OUT: [&[u8]; 4] = [b"requirepass", b"port", b"bind", b"tls-port"];
 
 /// Whether an argument of SORT names other keys by a pattern.
 fn is_pattern_option(arg: &[u8]) -> bool {

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::tcp::OwnedWriteHalf;
@@ -27,6 +28,16 @@ pub enum Mute {
     /// That of the next request.
     Next,
     All,
+}
+
+thread_local! {
+    /// Clients of this worker that were closed because they did not read.
+    static SLOW: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Adds how many clients this thread closed since the last time.
+pub fn publish_slow(total: &AtomicU64) {
+    total.fetch_add(SLOW.take(), Ordering::Relaxed);
 }
 
 /// See the module.
@@ -108,18 +119,29 @@ impl Replies {
 
     /// Appends bytes that answer no request (pushes), or whose turn has come.
     pub fn append(&self, reply: Reply<'_>) {
+        self.append_by(|out| match reply {
+            Reply::Small(bytes) => out.copy(bytes),
+            Reply::Whole(bytes) => out.push(&bytes),
+        });
+    }
+
+    /// The same with bytes that others get too.
+    pub fn append_shared(&self, bytes: &Bytes) {
+        self.append_by(|out| out.push(bytes));
+    }
+
+    #[inline]
+    fn append_by(&self, append: impl FnOnce(&mut OutBuffer)) {
         if self.is_closed.get() {
             return;
         }
         let mut out = self.out.borrow_mut();
-        match reply {
-            Reply::Small(bytes) => out.copy(bytes),
-            Reply::Whole(bytes) => out.push(&bytes),
-        }
+        append(&mut out);
         let (bytes, bytes_max) = (out.len(), self.bounds.pending_reply_bytes_max());
         drop(out);
         if bytes > bytes_max {
             tracing::warn!(bytes_max, "a client does not read its replies; closed");
+            SLOW.with(|slow| slow.set(slow.get() + 1));
             return self.close();
         }
         if !self.is_marked.replace(true)

@@ -13,14 +13,13 @@ use tokio::net::tcp::OwnedReadHalf;
 
 use crate::audit::{Audit, Kind as Unlike};
 use crate::command::{self, Access, CommandSpec, Kind};
-use crate::dual::{Engine, ReplyPort, ReplyTo, Target};
+use crate::dual::{Engine, Membership, ReplyPort, ReplyTo, Target};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::resp::scan::{RequestScanner, split_inline};
 use crate::session::bounds::Bounds;
 use crate::session::clients::{Client, Clients, Wish};
-use crate::session::pubsub::Subscriber;
 use crate::session::replies::Replies;
 use crate::session::scripts::Scripts;
 use crate::session::transaction::Transaction;
@@ -72,7 +71,7 @@ pub struct Session {
     pub db: u32,
     pub is_admitted: bool,
     pub transaction: Transaction,
-    pub subscriber: Option<Box<Subscriber>>,
+    pub subscriber: Option<Membership>,
 }
 
 impl Session {
@@ -138,12 +137,6 @@ impl Session {
             }
             let engine = self.shared.engine.clone();
             let (replies, client) = (self.replies.clone(), self.client.clone());
-            if self.subscriber.is_some() {
-                if Box::pin(self.serve_subscriptions()).await == Flow::Close {
-                    return Flow::Close;
-                }
-                continue;
-            }
             tokio::select! {
                 biased;
                 read = self.read() => if !read { return Flow::Continue },
@@ -216,6 +209,9 @@ impl Session {
     }
 
     async fn dispatch(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
+        if self.subscriber.is_some() && spec.kind != Kind::PubSub {
+            Box::pin(self.settle_subscriptions()).await;
+        }
         if !self.is_admitted && !matches!(spec.name, "AUTH" | "HELLO" | "QUIT" | "RESET") {
             self.refuse(Refusal::Verbatim("NOAUTH Authentication required.".into()));
             return Flow::Continue;
@@ -226,6 +222,9 @@ impl Session {
             return Flow::Continue;
         }
         self.note(command::place(spec));
+        if self.subscriber.is_some() && spec.kind != Kind::PubSub && self.is_answered_by_mode(&request, spec) {
+            return Flow::Continue;
+        }
         if self.shared.clients.is_paused() {
             self.replies.settle(0).await;
             let is_write = spec.access == Access::Write || spec.kind == Kind::Publish;
@@ -244,8 +243,8 @@ impl Session {
             Kind::Split(how) => Box::pin(self.split(request, spec, how)).await,
             Kind::Local => return self.local(request, spec),
             Kind::Keyless => self.keyless(request, spec).await,
-            Kind::Publish => self.publish(&request),
-            Kind::PubSub => Box::pin(self.subscribe(request)).await,
+            Kind::Publish => Box::pin(self.publish(request, spec)).await,
+            Kind::PubSub => Box::pin(self.subscribe(request, spec)).await,
             Kind::Transaction => Box::pin(self.transaction_command(request, spec)).await,
             Kind::Blocking => Box::pin(self.block(request, spec)).await,
             Kind::Script => Box::pin(self.script(request, spec)).await,
@@ -260,6 +259,7 @@ impl Session {
 
     /// A command that the table lacks: the standalone knows whether it exists, and where its keys are.
     async fn unknown(&mut self, request: Request) -> Flow {
+        self.settle_subscriptions().await;
         if self.is_admitted {
             self.replies.settle(0).await;
             let (engine, target) = (self.shared.engine.clone(), Target::Standalone { db: self.shared.engine.db() });

@@ -248,17 +248,23 @@ impl Session {
         (batch.freeze(), commands.len() as u32 + 2)
     }
 
-    /// EXEC's reply with the application's names in it.
+    /// EXEC's reply with the application's names in it, and with its own subscribers among the receivers of messages.
     fn own_answers(&self, commands: &[(Request, &'static CommandSpec)], target: &Target, frame: Bytes) -> Bytes {
         let engine = &self.shared.engine;
-        if !engine.table().is_tagged() || !commands.iter().any(|(_, spec)| command::tells_keys(spec)) {
+        let is_tagged = engine.table().is_tagged();
+        let differs = |spec: &CommandSpec| spec.kind == Kind::Publish || (is_tagged && command::tells_keys(spec));
+        if !commands.iter().any(|(_, spec)| differs(spec)) {
             return frame;
         }
         let Some(cells) = reply::elements(&frame).filter(|cells| cells.len() == commands.len()) else { return frame };
         let mut out = BytesMut::with_capacity(frame.len());
         write::array(&mut out, cells.len());
         for (cell, (request, spec)) in cells.into_iter().zip(commands) {
-            out.extend_from_slice(&engine.reply_from(target, spec, request, frame.slice(cell)));
+            let answer = match spec.kind {
+                Kind::Publish => engine.heard(target, request, frame.slice(cell)),
+                _ => engine.reply_from(target, spec, request, frame.slice(cell)),
+            };
+            out.extend_from_slice(&answer);
         }
         out.freeze()
     }
@@ -340,7 +346,10 @@ impl Session {
             if spec.kind == Kind::Publish {
                 let (sender, receiver) = oneshot::channel();
                 let to = ReplyTo { port: Rc::new(Once(RefCell::new(Some(sender)))), seq: 0 };
-                self.shared.engine.publish(request.bytes(), request.arg(1), self.protocol, to);
+                if spec.name == "PUBSUB" {
+                    return self.shared.engine.ask_channels(&request, self.protocol).await;
+                }
+                self.shared.engine.publish(request, self.protocol, to);
                 return receiver.await.unwrap_or(Err(Refusal::UnknownOutcome));
             }
             if matches!(spec.keys, command::Keys::None) || !self.is_moving_db() {

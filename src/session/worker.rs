@@ -15,12 +15,13 @@ use tokio::task::LocalSet;
 
 use crate::audit::Audit;
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Engine, EngineParts, Load, Message, Peers, Subscribing};
+use crate::dual::{Audience, Engine, EngineParts, Load, Message, Peers, Subscribing};
 use crate::metrics::Totals;
 use crate::routing::{Side, Table};
 use crate::session::bounds::Bounds;
 use crate::session::clients::Clients;
 use crate::session::refused;
+use crate::session::replies;
 use crate::session::scripts::Scripts;
 use crate::session::session::{Session, Shared};
 use crate::store::link::Dirty;
@@ -46,6 +47,7 @@ pub struct WorkerParts {
     pub scripts: Arc<Scripts>,
     pub audit: Arc<Audit>,
     pub subscribing: Arc<Subscribing>,
+    pub audience: Arc<Audience>,
 }
 
 /// Binds the shared port once, so that a port that is taken is told before anything starts.
@@ -80,6 +82,7 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         journal: parts.journal,
         traffic: parts.traffic,
         subscribing: parts.subscribing,
+        audience: parts.audience,
     });
     let dirty = Rc::new(Dirty::new(wake.clone()));
     let shared = Rc::new(Shared {
@@ -141,8 +144,13 @@ async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, bounds
         publish(&totals.exceptional_keys, last.exceptional_keys, now.exceptional_keys);
         publish(&totals.diverged_keys, last.diverged_keys, now.diverged_keys);
         publish(&totals.held_bytes, last.held_bytes, now.held_bytes);
+        let (heard_before, heard) = (last.subscriptions, now.subscriptions);
+        publish(&totals.subscriptions, heard_before.members, heard.members);
+        publish(&totals.subscription_links, heard_before.feeds, heard.feeds);
+        publish(&totals.messages_delivered, heard_before.delivered, heard.delivered);
         last = now;
         refused::publish(&totals.refused);
+        replies::publish_slow(&totals.slow_clients);
         if number == 0 {
             if clients.tick() && bounds.idle_seconds() > 0 {
                 clients.close_idle(bounds.idle_seconds());

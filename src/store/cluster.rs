@@ -99,6 +99,7 @@ impl<W: Waiter> Item<W> {
         let hold = holds.entry(to).or_insert_with(|| Hold::new(link, stores.held.clone()));
         if why == Why::NotNow {
             hold.probes = Some(false);
+            hold.reason = Some(error);
             hold.not_before = hold.not_before.max(Some(now + RETRY));
         }
         hold.held.add(&self);
@@ -156,10 +157,10 @@ impl<W: Waiter> Pending for Item<W> {
                 stores.end_probe(to, self.is_probe, Probe::Passed);
                 self.waiter.complete(Ok(answer));
             }
-            Verdict::Later => {
+            Verdict::Later(error) => {
                 stores.refresh();
                 self.ask = None;
-                self.come_back(LinkError::Redirects, link, Why::NotNow);
+                self.come_back(error, link, Why::NotNow);
             }
             Verdict::Elsewhere(kind, slot, address) => {
                 let address = match (address.strip_prefix(':'), &link) {
@@ -197,7 +198,8 @@ impl<W: Waiter> Pending for Item<W> {
 
 enum Verdict {
     Answer,
-    Later,
+    /// Not now; the error is for when it has waited in vain.
+    Later(LinkError),
     Elsewhere(RedirectKind, u16, String),
 }
 
@@ -207,8 +209,9 @@ fn judge(frame: &[u8], to: Destination) -> Verdict {
         return Verdict::Elsewhere(redirect.kind, redirect.slot, redirect.address);
     }
     match (reply::error_word(frame), to) {
-        (b"LOADING" | b"MASTERDOWN", _) => Verdict::Later,
-        (b"TRYAGAIN" | b"CLUSTERDOWN" | b"READONLY", Destination::Slot(_)) => Verdict::Later,
+        (b"LOADING", _) => Verdict::Later(LinkError::Loading),
+        (b"MASTERDOWN", _) => Verdict::Later(LinkError::Redirects),
+        (b"TRYAGAIN" | b"CLUSTERDOWN" | b"READONLY", Destination::Slot(_)) => Verdict::Later(LinkError::Redirects),
         _ => Verdict::Answer,
     }
 }
@@ -244,6 +247,8 @@ pub struct Hold<W: Waiter> {
     /// Set where the destination took nothing: then one request goes alone, and the rest when it has been answered. True
     /// while it is on its way.
     probes: Option<bool>,
+    /// Why the destination took nothing when it was tried last.
+    reason: Option<LinkError>,
     /// The link that had the requests, and how many it had been given when the hold began.
     behind: Option<(Rc<Link<Item<W>>>, u64)>,
 }
@@ -254,7 +259,15 @@ impl<W: Waiter> Hold<W> {
             let sent = link.progress().0;
             (link, sent)
         });
-        Self { returned: VecDeque::new(), later: VecDeque::new(), held, not_before: None, probes: None, behind }
+        Self {
+            returned: VecDeque::new(),
+            later: VecDeque::new(),
+            held,
+            not_before: None,
+            probes: None,
+            reason: None,
+            behind,
+        }
     }
 
     /// A request that arrives during the hold.
@@ -306,6 +319,12 @@ impl<W: Waiter> Hold<W> {
         }
         late.iter().for_each(|item| self.held.remove(item));
         late
+    }
+
+    /// Why they have waited in vain.
+    pub(super) fn reason(&self) -> LinkError {
+        let unknown = || LinkError::Down("it took no requests for as long as its patience lasts".into());
+        self.reason.clone().unwrap_or_else(unknown)
     }
 
     /// Whether nothing waits, and nothing is on its way that could come back to the front.

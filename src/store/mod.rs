@@ -39,6 +39,9 @@ pub enum LinkError {
     /// Redirected or put off until the deadline; nothing ran.
     #[error("redirected too often")]
     Redirects,
+    /// The node reads its data from disk and took nothing until the deadline; nothing ran.
+    #[error("the node is loading its data")]
+    Loading,
 }
 
 impl LinkError {
@@ -46,7 +49,7 @@ impl LinkError {
     pub fn may_have_run(&self) -> bool {
         match self {
             Self::Lost | Self::TimedOut => true,
-            Self::Down(_) | Self::Overflow | Self::Redirects => false,
+            Self::Down(_) | Self::Overflow | Self::Redirects | Self::Loading => false,
         }
     }
 }

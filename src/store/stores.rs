@@ -153,6 +153,21 @@ impl<W: Waiter> Stores<W> {
         Some(Endpoint { address, ..self.0.config.cluster.first()?.clone() })
     }
 
+    /// How to open a connection of one's own to a node of the cluster.
+    pub fn node_endpoint(&self, address: &Arc<str>) -> Option<Endpoint> {
+        Some(Endpoint { address: address.clone(), ..self.0.config.cluster.first()?.clone() })
+    }
+
+    /// How long a request waits for a slot that moves.
+    pub fn cluster_patience(&self) -> Duration {
+        self.0.patience(Destination::Slot(0))
+    }
+
+    /// The cluster's layout looks old.
+    pub fn refresh(&self) {
+        self.0.refresh();
+    }
+
     /// The standalone's version; empty before the first connection to it.
     pub fn version(&self) -> String {
         self.0.main.version()
@@ -395,17 +410,17 @@ impl<W: Waiter> Inner<W> {
 
     /// Gives up what has waited too long in a hold.
     fn expire(&self, to: Destination) {
-        let late = {
+        let (late, reason) = {
             let mut holds = self.holds.borrow_mut();
             let Some(hold) = holds.get_mut(&to) else { return };
-            let late = hold.take_late(self.now.get());
+            let (late, reason) = (hold.take_late(self.now.get()), hold.reason());
             if hold.is_over() {
                 holds.remove(&to);
             }
-            late
+            (late, reason)
         };
         for item in late {
-            item.give_up(LinkError::Down("it took no requests for as long as its patience lasts".into()));
+            item.give_up(reason.clone());
         }
     }
 

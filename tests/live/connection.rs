@@ -108,3 +108,23 @@ fn a_subscription_that_follows_the_end_of_the_last_one_stays() {
     client.send(b"RESET\r\nGET sub:none\r\n");
     client.expect(b"+RESET\r\n$-1\r\n");
 }
+
+#[test]
+fn a_store_that_is_loading_is_told_in_its_own_words() {
+    let stores = Stores::shared();
+    let proxy = Settings { stores: "patience = \"200ms\"".into(), ..Settings::of(stores) }.start().ready();
+    let mut client = Raw::to(proxy.port);
+    client.send(b"EVAL \"return redis.error_reply('LOADING a fake')\" 0\r\nPING\r\n");
+    client.expect(b"-LOADING Redis is loading the dataset in memory\r\n+PONG\r\n");
+}
+
+#[test]
+fn nobody_locks_the_proxy_out_of_its_store() {
+    let proxy = Settings::of(Stores::shared()).start().ready();
+    let mut client = proxy.connect();
+    for words in ["CONFIG SET requirepass x", "config set maxmemory-samples 5 port 1"] {
+        let error = try_run(&mut client, words).expect_err(words).to_string();
+        assert!(error.contains("'config|set' is not available through cutover"), "{error}");
+    }
+    assert_eq!(run(&mut client, "CONFIG SET maxmemory-samples 5"), Value::Okay);
+}

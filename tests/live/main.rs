@@ -18,5 +18,6 @@ mod model;
 mod moves;
 mod operator;
 mod protocol;
+mod subscribers;
 mod succession;
 mod tagged;
