@@ -15,4 +15,3 @@ pub mod serve;
 pub mod session;
 pub mod slot;
 pub mod store;
-pub mod wire;

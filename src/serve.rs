@@ -4,13 +4,12 @@
 //! (adoption of new tables, jobs, the admin server, the cluster's layout).
 
 mod listeners;
-mod reach;
 mod takeover;
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,7 +26,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admin;
 use crate::audit::Audit;
-use crate::config::{self, Config};
+use crate::config::{self, Config, StoreUrl};
 use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
 use crate::dual::state::{Snapshot, StateFile};
@@ -39,11 +38,8 @@ use crate::routing::{Phase, RouteName, Table};
 use crate::serve::listeners::Listeners;
 use crate::session::worker::{self, WorkerParts};
 use crate::session::{Bounds, Clients, Scripts, SessionLimits};
-use crate::store::{Loss, SlotMap, StoresConfig, topology};
-
-pub use reach::{acceptor, seeds, standalone};
-
-use reach::Certificates;
+use crate::store::link::Endpoint;
+use crate::store::{Login, Loss, SlotMap, StoresConfig, Timeouts, topology};
 
 /// The same number on every Linux but MIPS.
 const SIGXFSZ: i32 = 25;
@@ -88,7 +84,8 @@ pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
         }
         Some(_) => {}
     }
-    let (table, refused) = adopt::first_table(snapshot.as_ref(), &config.routing);
+    let (table, refused) =
+        adopt::first_table(snapshot.as_ref(), |route| state.has_stale_cluster_keys(route), &config.routing);
     if is_lost {
         table.routes().iter().filter_map(|route| route.dual.as_ref()).for_each(|dual| dual.set_in_doubt(true));
     }
@@ -100,9 +97,9 @@ pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
         if let Some(refused) = refused {
             tracing::error!(reason = %refused, "proxy.toml was changed while the proxy was down in a way that could lose data; going on with the last adopted table");
             program.adopter.note_refusal(refused.to_string(), file_crc(path));
-        } else {
-            program.adopter.save(&program.adopter.table(), false).context("write state file")?;
         }
+        // Also where the table is the one of the last run: from here on its clean end says nothing any more.
+        program.adopter.save(&program.adopter.table(), false).context("write state file")?;
         program.recover(found.open);
         program.serve(path, level, signals).await
     })
@@ -214,8 +211,6 @@ struct Program {
     /// The sockets again, for a successor.
     sockets: Vec<TcpListener>,
     admin: tokio::task::JoinHandle<()>,
-    certificates: Certificates,
-    totals: Arc<Totals>,
     config: Config,
 }
 
@@ -239,8 +234,8 @@ impl Program {
         let refresh = Arc::new(Notify::new());
         let loss = Arc::new(Loss::default());
         let stores = StoresConfig {
-            standalone: standalone(config)?,
-            cluster: seeds(config)?,
+            standalone: standalone(config),
+            cluster: seeds(config),
             slot_map: slot_map.clone(),
             refresh: refresh.clone(),
             loss: loss.clone(),
@@ -250,8 +245,6 @@ impl Program {
                 .map_or(0, |store| store.queue_bytes)
                 .max(config.standalone.queue_bytes),
         };
-        let tls = acceptor(config)?;
-        let certificates = Certificates::of(tls.as_ref(), &stores);
         let listeners = Listeners::open(config, inherited, count)?;
         let sockets = listeners.all().context("keep the sockets for a successor")?;
         let spread = listeners::spread(listeners.clients, count).context("share the sockets among the workers")?;
@@ -269,7 +262,6 @@ impl Program {
                 address: config.listen.address,
                 bounds: bounds.clone(),
                 password: config.listen.password.clone(),
-                tls: tls.clone(),
                 stores: stores.clone(),
                 db: config.standalone.urls.first().map_or(0, |url| url.db),
                 table: table.load_full(),
@@ -305,7 +297,7 @@ impl Program {
             audit,
             adopter: adopter.clone(),
             jobs: jobs.clone(),
-            totals: totals.clone(),
+            totals,
             traffic,
             token: config.admin.token.clone(),
             config_path: path.to_path_buf(),
@@ -314,19 +306,7 @@ impl Program {
             changing: Arc::default(),
         };
         let admin = tokio::spawn(admin::serve(listeners.admin, parts));
-        Ok(Self {
-            adopter,
-            jobs,
-            peers,
-            workers,
-            loss,
-            bounds,
-            sockets,
-            admin,
-            certificates,
-            totals,
-            config: config.clone(),
-        })
+        Ok(Self { adopter, jobs, peers, workers, loss, bounds, sockets, admin, config: config.clone() })
     }
 
     /// What an earlier run left open.
@@ -341,8 +321,8 @@ impl Program {
     }
 
     /// A store may have lost what it acknowledged: every dual route is walked again.
-    fn doubt(&self) {
-        self.adopter.note_loss();
+    async fn doubt(&self) {
+        self.adopter.note_loss().await;
         self.backfill(doubtful);
     }
 
@@ -358,24 +338,20 @@ impl Program {
     /// Adopts what the file becomes, until a signal ends the program.
     async fn serve(mut self, path: &Path, level: LevelHandle, mut signals: Signals) -> anyhow::Result<()> {
         let (changed, mut changes) = mpsc::channel(1);
-        let watching = [vec![path.to_path_buf()], self.certificates.paths()].concat();
+        let watching: PathBuf = path.to_path_buf();
         tokio::spawn(async move {
             if let Err(error) = config::watch::watch(watching, changed).await {
-                tracing::error!(%error, "proxy.toml and the certificates cannot be watched; changes to them need a restart");
+                tracing::error!(%error, "proxy.toml cannot be watched; changes to it need a restart");
             }
         });
         let (listen, admin) = (self.config.listen.address, self.config.admin.address);
-        let scheme = if self.config.listen.tls.is_some() { "rediss" } else { "redis" };
-        tracing::info!(url = %format!("{scheme}://{listen}/0"), admin = %format!("http://{admin}/"), workers = self.workers.len(), "serving");
+        tracing::info!(url = %format!("redis://{listen}/0"), admin = %format!("http://{admin}/"), workers = self.workers.len(), "serving");
         let sockets = std::mem::take(&mut self.sockets);
         let mut handed_over = tokio::spawn(takeover::offer(self.config.state_directory.clone(), sockets));
         loop {
             tokio::select! {
-                Some(()) = changes.recv() => {
-                    self.certificates.reload(&self.totals);
-                    self.reload(path, &level).await;
-                }
-                () = self.loss.told() => self.doubt(),
+                Some(()) = changes.recv() => self.reload(path, &level).await,
+                () = self.loss.told() => self.doubt().await,
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
                 _ = &mut handed_over => {
@@ -420,7 +396,7 @@ impl Program {
             self.backfill(|_| {
                 let back =
                     adopted.flips.iter().filter(|flip| flip.from == Phase::Cluster && flip.to == Phase::DualCluster);
-                back.map(|flip| flip.route.clone()).collect()
+                back.map(|flip| flip.after.clone()).collect::<HashSet<_>>().into_iter().collect()
             });
         }
     }
@@ -481,4 +457,26 @@ fn limits(config: &Config) -> SessionLimits {
         idle_timeout: config.listen.idle_timeout,
         drain_timeout: config.listen.drain_timeout,
     }
+}
+
+fn endpoint(url: &StoreUrl, store: &config::Store) -> Endpoint {
+    Endpoint {
+        address: url.address().into(),
+        login: Login { user: url.user.clone(), password: url.password.clone() },
+        db: url.db,
+        timeouts: Timeouts { connect: store.connect_timeout, reply: store.reply_timeout, patience: store.patience },
+    }
+}
+
+/// How to reach the standalone.
+pub fn standalone(config: &Config) -> Endpoint {
+    let store = &config.standalone;
+    // `config::check` refuses a section without a URL.
+    endpoint(&store.urls[0], store)
+}
+
+/// How to reach the cluster's seeds; none without a `[cluster]` section.
+pub fn seeds(config: &Config) -> Vec<Endpoint> {
+    let of = |store: &config::Store| store.urls.iter().map(|url| endpoint(url, store)).collect();
+    config.cluster.as_ref().map(of).unwrap_or_default()
 }

@@ -79,9 +79,7 @@ async fn alone(
         })?;
         let routes = change::select(&config, &words, Missing::GetsLine)
             .map_err(|reason| refused(StatusCode::UNPROCESSABLE_ENTITY, reason.to_string()))?;
-        let done = work(&parts, &config, &routes);
-        parts.feed.wake();
-        done
+        work(&parts, &config, &routes)
     });
     match done.await {
         Ok(answer) => answer.map(Json),

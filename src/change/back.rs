@@ -75,7 +75,7 @@ fn split(config: &Config, lines: &HashMap<String, Line>, back: &[Change]) -> (Ve
         let name = RouteName::Provider(route.clone());
         let facts = lines.get(route).map(|line| line.facts).unwrap_or_default();
         let from = phase_in(config, lines, route).unwrap_or(*to);
-        match flip::judge(&[Flip { route: name, from, to: *to }], |_| facts, |_| false) {
+        match flip::judge(&[Flip::of(name, from, *to)], |_| facts, |_| false) {
             Ok(()) => may.push((route.clone(), *to)),
             Err(refused) => may_not.extend(refused.iter().map(ToString::to_string)),
         }

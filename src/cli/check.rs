@@ -18,9 +18,8 @@ use crate::{resp, serve};
 /// Checks everything and says all of it.
 pub fn run(config: &Config, path: &Path, as_json: bool) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    serve::acceptor(config)?;
-    let standalone = runtime.block_on(reach(&serve::standalone(config)?));
-    let seeds = serve::seeds(config)?;
+    let standalone = runtime.block_on(reach(&serve::standalone(config)));
+    let seeds = serve::seeds(config);
     let cluster = match seeds.is_empty() {
         true => Ok("not configured".to_string()),
         false => {
@@ -87,6 +86,6 @@ fn judge(config: &Config, snapshot: Option<Snapshot>) -> (Vec<Flipped>, Vec<Stri
     let old = adopt::remembered(&snapshot, &config.routing);
     let new = Table::build(&config.routing, snapshot.version + 1, Some(&old));
     let flips = flip::flips(&old, &new).into_iter().map(|flip| (flip.route, flip.from, flip.to)).collect();
-    let (_, refused) = adopt::first_table(Some(&snapshot), &config.routing);
+    let (_, refused) = adopt::first_table(Some(&snapshot), |_| false, &config.routing);
     (flips, refused.map(|refused| refused.0).unwrap_or_default())
 }

@@ -1,7 +1,7 @@
-//! From a newly read table to the adopted one: judge, close, drain in the sessions and then in the lanes, judge again,
-//! install, open. Runs on the control thread, one adoption at a time. A table that is refused changes nothing.
+//! From a newly read table to the adopted one, by the steps of [`Adoption`]. Runs on the control thread, one adoption at a
+//! time. A table that is refused changes nothing.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -12,9 +12,10 @@ use tokio::sync::oneshot;
 
 use crate::dual::channels::PUBLISHED;
 use crate::dual::history::History;
-use crate::dual::message::{Message, Peers, Stage};
+use crate::dual::install::{Adoption, Stage, Step, Which};
+use crate::dual::message::{Message, Peers};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
-use crate::routing::flip::{self, Flip, RouteFacts};
+use crate::routing::flip::{self, Closing, Flip, RouteFacts};
 use crate::routing::{Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
 use crate::store::Loss;
 
@@ -22,6 +23,21 @@ use crate::store::Loss;
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct Refused(pub Vec<String>);
+
+/// What must not change while a walk proves something of a route: that it was not flipped, and that no doubt came up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    since: u64,
+    generation: u32,
+}
+
+impl Mark {
+    /// That of a route now; `None` without a follower.
+    pub fn of(route: &Route) -> Option<Self> {
+        let dual = route.dual.as_ref()?;
+        Some(Self { since: route.since, generation: dual.generation() })
+    }
+}
 
 /// Whether a route stays in doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +61,8 @@ pub struct Adopter {
     table: Arc<ArcSwap<Table>>,
     peers: Peers,
     state: Mutex<StateFile>,
-    /// Guards the adoption as a whole: a second one waits. Held across the drain, by nobody on the byte path.
+    /// Guards an adoption, and what a walk has found out, as a whole: a second one waits. Held across the drain, by nobody on
+    /// the byte path.
     turn: tokio::sync::Mutex<()>,
     /// How long a flip waits.
     flip_timeout: Mutex<Duration>,
@@ -137,46 +154,46 @@ impl Adopter {
     async fn adopt(&self, spec: &RoutingSpec) -> Result<Adopted, Refused> {
         let _turn = self.turn.lock().await;
         let began = Instant::now();
-        self.note_loss();
         let old = self.table.load_full();
+        self.note_loss_in(&[&old]);
         let new = Arc::new(Table::build(spec, old.version() + 1, Some(&old)));
-        if let Some(reason) = renames(&old, &new) {
+        if let Some(reason) = renames(&old, &new).or_else(|| flip::mixed(&old, &new)) {
             return Err(Refused(vec![reason]));
         }
         let flips = flip::flips(&old, &new);
         let forced = |route: &RouteName| spec.is_forced(route);
         self.wait_for_repairs(&old, &flips, forced).await?;
-        let (channels_before, channels) = (old.pubsub().leader(), new.pubsub().leader());
-        let turns = channels != channels_before;
-        if !flips.is_empty() || turns {
-            let mut closed = self.drain(&old, &flips, turns).await;
-            if turns && closed.is_ok() {
-                closed = self.turn(channels).await;
-            }
-            // Effects that failed during the drain count too, and what a store may have lost meanwhile.
-            self.note_loss();
-            let judged = closed.and_then(|()| judge(&flips, &old, forced));
-            if let Err(refused) = judged {
-                if turns {
-                    // Whoever went over comes back; nothing was published there.
-                    let _ = self.turn(channels_before).await;
+        let turns = old.pubsub().leader() != new.pubsub().leader();
+        let mut adoption = Adoption::begin(!flips.is_empty(), turns);
+        let table = |which| if which == Which::Old { &old } else { &new };
+        let mut refused = None;
+        loop {
+            let outcome = match adoption.step() {
+                Step::Close(stage) => self.close(stage, &flips, turns).await,
+                Step::Turn(which) => self.turn(table(which).pubsub().leader()).await,
+                Step::Judge => {
+                    self.note_loss_in(&[&old, &new]);
+                    judge(&flips, &old, forced)
                 }
-                self.install(&old).await;
-                return Err(refused);
-            }
-            self.begin_phases(&flips, &new);
+                Step::Save => self.begin_phases(&flips, &new),
+                Step::Install(which) => self.install(table(which)).await,
+                Step::Open(which) => {
+                    self.table.store(table(which).clone());
+                    self.open();
+                    Ok(())
+                }
+                Step::Over(Which::New) => break,
+                Step::Over(Which::Old) => {
+                    return Err(refused.unwrap_or_else(|| Refused(vec!["the adoption was given up".into()])));
+                }
+            };
+            adoption.done(outcome.is_ok());
+            // The first reason is the one that counts.
+            refused = refused.or(outcome.err());
         }
-        if let Err(error) = self.save(&new, false) {
-            self.install(&old).await;
-            return Err(Refused(vec![format!(
-                "the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again"
-            )]));
-        }
-        // The workers first: whoever reads the table here and sends a copy is heard after they have it too.
-        self.install(&new).await;
-        self.table.store(new.clone());
         if turns {
-            tracing::info!(from = %channels_before, to = %channels, version = new.version(), "channels flipped");
+            let (from, to) = (old.pubsub().leader(), new.pubsub().leader());
+            tracing::info!(%from, %to, version = new.version(), "channels flipped");
         }
         let pubsub = turns.then(|| (old.pubsub(), new.pubsub()));
         Ok(Adopted { version: new.version(), flips, pubsub, took: began.elapsed() })
@@ -192,7 +209,7 @@ impl Adopter {
         let deadline = Instant::now() + self.flip_timeout();
         loop {
             let judged = judge(flips, old, forced);
-            let waits = flips.iter().any(|flip| facts(old, &flip.route).divergence > 0);
+            let waits = flips.iter().any(|flip| facts(old, &flip.before).divergence > 0);
             if judged.is_ok() || !waits || Instant::now() >= deadline {
                 return judged;
             }
@@ -200,30 +217,32 @@ impl Adopter {
         }
     }
 
-    /// Closes the flipping routes on every worker and waits until nothing of them is in flight.
-    async fn drain(&self, old: &Table, flips: &[Flip], turns: bool) -> Result<(), Refused> {
-        let mut routes: Vec<u64> = flips.iter().map(|flip| flip.route.route_hash()).collect();
-        routes.extend(turns.then_some(PUBLISHED));
-        let is_many = |route: &RouteName| !matches!(route, RouteName::Provider(_) | RouteName::Prefix(_));
-        // A line that covers many providers closes all that the old table sent there.
-        routes.extend(flips.iter().filter_map(|flip| old.find(&flip.route)).map(|route| route.hash));
-        let all = flips.iter().any(|flip| is_many(&flip.route));
+    /// Closes a gate for the flipping routes on every worker and waits until nothing of them is in flight behind it.
+    async fn close(&self, stage: Stage, flips: &[Flip], turns: bool) -> Result<(), Refused> {
+        let Closing { mut hashes, is_many: all } = flip::closing(flips);
+        hashes.extend(turns.then_some(PUBLISHED));
+        let close = |drained| Message::Close { stage, routes: hashes.clone(), all, drained };
+        self.ask_all(close).await.map_err(|TimedOut| {
+            let routes = flips.iter().map(|flip| flip.route.to_string()).collect::<Vec<_>>().join(", ");
+            Refused(vec![format!(
+                "what is in flight for {routes} did not end within flip_timeout ({:?}); see which store is slow with `cutover status`, then save proxy.toml again",
+                self.flip_timeout()
+            )])
+        })
+    }
+
+    /// Asks every worker, and waits until all have answered, but not too long.
+    async fn ask_all(&self, message: impl Fn(oneshot::Sender<()>) -> Message) -> Result<(), TimedOut> {
+        let ask = |worker: usize| {
+            let (answered, wait) = oneshot::channel();
+            self.peers.send(worker, message(answered));
+            wait
+        };
+        let waits: Vec<_> = (0..self.peers.0.len()).map(ask).collect();
         let deadline = tokio::time::Instant::now() + self.flip_timeout();
-        for stage in [Stage::Sessions, Stage::Lanes] {
-            let close = |worker: usize| {
-                let (drained, wait) = oneshot::channel();
-                self.peers.send(worker, Message::Close { stage, routes: routes.clone(), all, drained });
-                wait
-            };
-            let waits: Vec<_> = (0..self.peers.0.len()).map(close).collect();
-            for wait in waits {
-                if !matches!(tokio::time::timeout_at(deadline, wait).await, Ok(Ok(()))) {
-                    return Err(Refused(vec![format!(
-                        "what is in flight for {} did not end within flip_timeout ({:?}); see which store is slow with `cutover status`, then save proxy.toml again",
-                        flips.iter().map(|flip| flip.route.to_string()).collect::<Vec<_>>().join(", "),
-                        self.flip_timeout()
-                    )]));
-                }
+        for wait in waits {
+            if !matches!(tokio::time::timeout_at(deadline, wait).await, Ok(Ok(()))) {
+                return Err(TimedOut);
             }
         }
         Ok(())
@@ -231,26 +250,16 @@ impl Adopter {
 
     /// Has every subscriber on a side.
     async fn turn(&self, side: Side) -> Result<(), Refused> {
-        let ask = |worker: usize| {
-            let (done, wait) = oneshot::channel();
-            self.peers.send(worker, Message::Turn { side, done });
-            wait
-        };
-        let waits: Vec<_> = (0..self.peers.0.len()).map(ask).collect();
-        let deadline = tokio::time::Instant::now() + self.flip_timeout();
-        for wait in waits {
-            if !matches!(tokio::time::timeout_at(deadline, wait).await, Ok(Ok(()))) {
-                return Err(Refused(vec![format!(
-                    "pubsub cannot go to the {side}: not every subscriber could subscribe there within flip_timeout ({:?}); see that it answers, then save proxy.toml again",
-                    self.flip_timeout()
-                )]));
-            }
-        }
-        Ok(())
+        self.ask_all(|done| Message::Turn { side, done }).await.map_err(|TimedOut| {
+            Refused(vec![format!(
+                "pubsub cannot go to the {side}: not every subscriber could subscribe there within flip_timeout ({:?}); see that it answers, then save proxy.toml again",
+                self.flip_timeout()
+            )])
+        })
     }
 
-    /// Lets the workers go on under `table`: the first goes on when the last has it.
-    async fn install(&self, table: &Arc<Table>) {
+    /// Has every worker take a table, however long one of them is busy: there is no way back from here that would be shorter.
+    async fn install(&self, table: &Arc<Table>) -> Result<(), Refused> {
         let give = |worker: usize| {
             let (done, wait) = oneshot::channel();
             self.peers.send(worker, Message::Install { table: table.clone(), done });
@@ -261,38 +270,45 @@ impl Adopter {
             // A worker that has ended has no lane that anybody could come to.
             let _ = wait.await;
         }
+        Ok(())
+    }
+
+    fn open(&self) {
         for worker in 0..self.peers.0.len() {
             self.peers.send(worker, Message::Open);
         }
     }
 
-    /// What a new phase begins with. A route that was on the cluster before may have left stale keys there, which only a
-    /// whole backfill finds: it is in doubt until then.
-    fn begin_phases(&self, flips: &[Flip], new: &Table) {
-        let state = self.state.lock();
-        for flip in flips {
-            let Some(dual) = new.find(&flip.route).and_then(|route| route.dual.clone()) else { continue };
-            if flip.from == Phase::Standalone && state.has_stale_cluster_keys(&flip.route) {
-                tracing::warn!(route = %flip.route, "the cluster may hold old keys of this route; it is in doubt until `cutover backfill` has gone through it");
-                dual.set_in_doubt(true);
-            }
-        }
+    /// Writes down what begins.
+    fn begin_phases(&self, flips: &[Flip], new: &Table) -> Result<(), Refused> {
+        begin_phases(flips, new, |route| self.state.lock().has_stale_cluster_keys(route));
+        self.save(new, false).map_err(|error| {
+            Refused(vec![format!(
+                "the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again"
+            )])
+        })
     }
 
     /// Puts every dual route in doubt if a store may have lost something since this was asked last.
-    pub fn note_loss(&self) {
+    pub async fn note_loss(&self) {
+        let _turn = self.turn.lock().await;
+        self.note_loss_in(&[&self.table.load_full()]);
+    }
+
+    /// The first of the tables is the running one.
+    fn note_loss_in(&self, tables: &[&Table]) {
         if !self.loss.take() {
             return;
         }
-        let table = self.table.load_full();
-        let dual: Vec<&Route> = table.routes().iter().filter(|route| route.dual.is_some()).collect();
-        dual.iter().filter_map(|route| route.dual.as_ref()).for_each(|dual| dual.set_in_doubt(true));
-        if !dual.is_empty() {
+        let duals = |table: &Table| table.routes().iter().filter_map(|route| route.dual.clone()).collect::<Vec<_>>();
+        tables.iter().flat_map(|table| duals(table)).for_each(|dual| dual.set_in_doubt(true));
+        let routes = duals(tables[0]).len();
+        if routes > 0 {
             tracing::warn!(
-                routes = dual.len(),
+                routes,
                 "every dual route is in doubt until a backfill has gone through it, which begins now"
             );
-            if let Err(error) = self.save(&table, false) {
+            if let Err(error) = self.save(tables[0], false) {
                 tracing::error!(%error, "write state file: the doubt is remembered by this run only; an unclean end puts the routes in doubt all the same");
             }
         }
@@ -303,13 +319,21 @@ impl Adopter {
         self.state.lock().save(&snapshot_of(table, clean))
     }
 
-    /// Notes what a whole walk has found out about routes. It is on disk before it counts: were it the other way round,
-    /// a crash could bring back the mode in which keys are fetched from a follower that has missed deletions since. One
-    /// writing for all of them, because a walk over a thousand providers would else sync a thousand files.
-    pub fn set_knowledge(&self, routes: &[RouteName], coverage: Coverage, doubt: Doubt) -> std::io::Result<()> {
+    /// Notes what a whole walk has found out about routes that are still as they were marked; gives the others. It is on disk
+    /// before it counts: were it the other way round, a crash could bring back the mode in which keys are fetched from a
+    /// follower that has missed deletions since. One writing for all of them, because a walk over a thousand providers would
+    /// else sync a thousand files.
+    pub async fn set_knowledge(
+        &self,
+        marks: &HashMap<RouteName, Mark>,
+        coverage: Coverage,
+        doubt: Doubt,
+    ) -> std::io::Result<Vec<RouteName>> {
+        // Not beside an adoption: the state file would get the table that is about to go.
+        let _turn = self.turn.lock().await;
         let table = self.table.load_full();
-        let found: Vec<&Route> =
-            routes.iter().filter_map(|name| table.find(name)).filter(|route| route.dual.is_some()).collect();
+        let is_as_marked = |route: &&Route| Mark::of(route).is_some_and(|mark| marks.get(&route.name) == Some(&mark));
+        let found: Vec<&Route> = table.routes().iter().filter(is_as_marked).collect();
         let names: HashSet<&RouteName> = found.iter().map(|route| &route.name).collect();
         let mut snapshot = snapshot_of(&table, false);
         for record in snapshot.routes.iter_mut().filter(|record| names.contains(&record.route)) {
@@ -317,21 +341,37 @@ impl Adopter {
             record.in_doubt = doubt == Doubt::Stays;
         }
         self.state.lock().save(&snapshot)?;
-        for route in found {
-            table.set_coverage(route, coverage);
-            if let Some(dual) = &route.dual
-                && dual.is_in_doubt() != (doubt == Doubt::Stays)
-            {
-                dual.set_in_doubt(doubt == Doubt::Stays);
-            }
-        }
-        Ok(())
+        found.iter().for_each(|route| learn(&table, route, coverage, doubt));
+        Ok(marks.keys().filter(|name| !names.contains(name)).cloned().collect())
+    }
+}
+
+/// What a walk has found out about a route counts from now on.
+pub fn learn(table: &Table, route: &Route, coverage: Coverage, doubt: Doubt) {
+    table.set_coverage(route, coverage);
+    if let Some(dual) = &route.dual
+        && dual.is_in_doubt() != (doubt == Doubt::Stays)
+    {
+        dual.set_in_doubt(doubt == Doubt::Stays);
+    }
+}
+
+/// A worker did not answer in time.
+struct TimedOut;
+
+/// What a new phase begins with. A route that was on the cluster before may have left stale keys there, which only a whole
+/// backfill finds: it is in doubt until then.
+pub fn begin_phases(flips: &[Flip], new: &Table, is_stale: impl Fn(&RouteName) -> bool) {
+    for flip in flips.iter().filter(|flip| flip.from == Phase::Standalone && is_stale(&flip.route)) {
+        let Some(dual) = new.find(&flip.after).and_then(|route| route.dual.clone()) else { continue };
+        tracing::warn!(route = %flip.route, "the cluster may hold old keys of this route; it is in doubt until `cutover backfill` has gone through it");
+        dual.set_in_doubt(true);
     }
 }
 
 /// What the state file remembers of a table. Routes in phase `standalone` are left out where nothing could cover them
 /// that is not, so that a large table makes a small file.
-fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
+pub fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
     let covers_many = |route: &Route| !matches!(route.name, RouteName::Provider(_)) && route.phase != Phase::Standalone;
     let needs_all = table.routes().iter().any(covers_many);
     let routes = table.routes().iter().filter(|route| needs_all || route.phase != Phase::Standalone);
@@ -379,16 +419,24 @@ pub fn remembered(snapshot: &Snapshot, spec: &RoutingSpec) -> Table {
 }
 
 /// The table to start with: the file's, judged as flips against what the state file remembers; where they are not
-/// allowed, the remembered one, and why.
-pub fn first_table(snapshot: Option<&Snapshot>, spec: &RoutingSpec) -> (Table, Option<Refused>) {
+/// allowed, the remembered one, and why. `is_stale`: whether the cluster may hold old keys of a route.
+pub fn first_table(
+    snapshot: Option<&Snapshot>,
+    is_stale: impl Fn(&RouteName) -> bool,
+    spec: &RoutingSpec,
+) -> (Table, Option<Refused>) {
     let Some(snapshot) = snapshot else { return (Table::build(spec, 1, None), None) };
     let old = remembered(snapshot, spec);
     let new = Table::build(spec, snapshot.version + 1, Some(&old));
-    if let Some(reason) = renames(&old, &new) {
+    if let Some(reason) = renames(&old, &new).or_else(|| flip::mixed(&old, &new)) {
         return (old, Some(Refused(vec![reason])));
     }
-    match judge(&flip::flips(&old, &new), &old, |route| spec.is_forced(route)) {
-        Ok(()) => (new, None),
+    let flips = flip::flips(&old, &new);
+    match judge(&flips, &old, |route| spec.is_forced(route)) {
+        Ok(()) => {
+            begin_phases(&flips, &new, is_stale);
+            (new, None)
+        }
         Err(refused) => (old, Some(refused)),
     }
 }
@@ -406,7 +454,8 @@ fn renames(old: &Table, new: &Table) -> Option<String> {
     })
 }
 
-fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Result<(), Refused> {
+/// Judges flips by what is known of the running table.
+pub fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Result<(), Refused> {
     let facts = |route: &RouteName| facts(old, route);
     flip::judge(flips, facts, forced).map_err(|refused| Refused(refused.iter().map(ToString::to_string).collect()))
 }

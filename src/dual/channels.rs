@@ -137,7 +137,7 @@ impl Engine {
 
     /// Whether publishers have to wait.
     pub fn holds_publishers(&self) -> bool {
-        self.has_closed() && self.0.sessions.is_closed(PUBLISHED)
+        self.has_closed() && self.0.pause.sessions.is_closed(PUBLISHED)
     }
 
     /// PUBLISH or SPUBLISH on the store where all channels meet; during their flip when it is over.
@@ -212,7 +212,7 @@ fn merge(first: &[u8], second: &[u8]) -> Option<Bytes> {
 
 impl Inner {
     fn publish(self: &Rc<Self>, request: Request, protocol: Protocol, to: ReplyTo) {
-        let ticket = self.sessions.enter(PUBLISHED);
+        let ticket = self.pause.sessions.enter(PUBLISHED);
         let bytes = request.bytes().clone();
         let side = self.table.borrow().pubsub().leader();
         let is_sharded = request.arg(0).eq_ignore_ascii_case(b"SPUBLISH");
@@ -275,7 +275,7 @@ impl Inner {
                 return;
             }
             self.subscribed().await;
-            if self.sessions.is_closed(PUBLISHED) {
+            if self.pause.sessions.is_closed(PUBLISHED) {
                 // Whoever opens the gate begins again.
                 return;
             }

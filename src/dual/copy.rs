@@ -51,7 +51,7 @@ impl Inner {
             let mut orders = Vec::new();
             engine.lane.borrow_mut().dumped(&key, outcome, generation, &mut orders);
             engine.carry_out(orders);
-            engine.lanes.leave(ticket);
+            engine.pause.lanes.leave(ticket);
         });
     }
 
@@ -103,7 +103,7 @@ impl Inner {
             let mut orders = Vec::new();
             engine.lane.borrow_mut().restored(&key, outcome, generation, &mut orders);
             engine.carry_out(orders);
-            engine.lanes.leave(ticket);
+            engine.pause.lanes.leave(ticket);
         });
     }
 
@@ -118,7 +118,7 @@ impl Inner {
             let mut orders = Vec::new();
             engine.lane.borrow_mut().fetched(&key, fetched, generation, &mut orders);
             engine.carry_out(orders);
-            engine.lanes.leave(ticket);
+            engine.pause.lanes.leave(ticket);
         });
     }
 
@@ -154,17 +154,16 @@ impl Inner {
             self.lane.borrow_mut().abandon(key);
             return None;
         }
-        let ticket = self.lanes.enter(plan.route_hash);
+        let ticket = self.pause.lanes.enter(plan.route_hash);
         Some((plan, ticket))
     }
 
     /// Begins repairs where both stores can be reached.
     pub(super) fn repair(self: &Rc<Self>) {
-        // During a flip nothing new begins in a lane.
         let can_reach = |side| self.stores.is_up(side);
         let is_wanted =
             self.lane.borrow().sizes().1 > 0 && can_reach(StoreSide::Standalone) && can_reach(StoreSide::Cluster);
-        if !is_wanted || self.lanes.has_closed() {
+        if !is_wanted || !self.pause.may_repair() {
             return;
         }
         let table = self.table.borrow().clone();

@@ -18,10 +18,11 @@ use crate::command::{self, CommandSpec};
 use crate::dual::audience::Audience;
 use crate::dual::channels::{Channels, Subscribing, answer_after_turn};
 use crate::dual::effect::Question;
-use crate::dual::gate::{Gate, Ticket};
+use crate::dual::gate::Ticket;
+use crate::dual::install::{self, Pause};
 use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Mode, Work};
-use crate::dual::message::{Message, Peers, RemoteOp, Stage};
+use crate::dual::message::{Message, Peers, RemoteOp};
 use crate::dual::operation::{LaneOp, LaneReply};
 use crate::dual::probe::{Probes, Timing};
 use crate::dual::subscriptions::SubscriptionLoad;
@@ -113,17 +114,17 @@ impl Waiter for EngineWaiter {
     fn complete(self, outcome: Result<Reply<'_>, LinkError>) {
         match self {
             Self::Direct { engine, to, ticket } => {
-                engine.sessions.leave(ticket);
+                engine.pause.sessions.leave(ticket);
                 to.port.deliver(to.seq, outcome.map_err(|error| refusal_of(&error)));
             }
             Self::Renamed { engine, to, ticket, request, spec } => {
-                engine.sessions.leave(ticket);
+                engine.pause.sessions.leave(ticket);
                 let outcome =
                     outcome.map_err(|error| refusal_of(&error)).map(|reply| engine.own_reply(spec, &request, reply));
                 to.port.deliver(to.seq, outcome);
             }
             Self::Published { engine, to, ticket, request, target } => {
-                engine.sessions.leave(ticket);
+                engine.pause.sessions.leave(ticket);
                 let outcome = outcome.map_err(|error| refusal_of(&error)).map(|reply| {
                     match engine.heard(&target, &request, reply.bytes()) {
                         Some(counted) => Reply::Whole(counted),
@@ -167,8 +168,7 @@ pub struct Inner {
     pub(super) tables: RefCell<VecDeque<Arc<Table>>>,
     pub(super) stores: Stores<EngineWaiter>,
     pub(super) db: u32,
-    pub(super) sessions: Gate,
-    pub(super) lanes: Gate,
+    pub(super) pause: Pause<oneshot::Sender<()>, Message>,
     pub(super) lane: RefCell<Lane<usize>>,
     pub(super) ops: RefCell<Slab<LaneOp>>,
     /// The last dump of each key whose copy is in flight.
@@ -181,9 +181,6 @@ pub struct Inner {
     pub(super) probes: Probes,
     pub(super) opened: tokio::sync::Notify,
     pub(super) closing: tokio::sync::Notify,
-    pub(super) drains: RefCell<Vec<(Stage, oneshot::Sender<()>)>>,
-    /// What jobs ask of lanes that are closed; no more than the jobs' own bounds of keys in flight.
-    pub(super) deferred: RefCell<Vec<Message>>,
     pub(super) stopping: Cell<bool>,
     pub(super) stop: tokio::sync::Notify,
 }
@@ -213,8 +210,7 @@ impl Engine {
             table: RefCell::new(parts.table),
             stores: parts.stores,
             db: parts.db,
-            sessions: Gate::default(),
-            lanes: Gate::default(),
+            pause: Pause::default(),
             lane: RefCell::new(Lane::new(PRESENT_KEYS_MAX)),
             ops: RefCell::new(Slab::new()),
             dumps: RefCell::new(HashMap::new()),
@@ -226,8 +222,6 @@ impl Engine {
             probes: Probes::default(),
             opened: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),
-            drains: RefCell::new(Vec::new()),
-            deferred: RefCell::new(Vec::new()),
             stopping: Cell::new(false),
             stop: tokio::sync::Notify::new(),
         }))
@@ -265,13 +259,13 @@ impl Engine {
 
     /// Whether new requests under this plan have to wait for a flip.
     pub fn is_gated(&self, plan: &Plan) -> bool {
-        self.0.sessions.is_closed(plan.route_hash) || self.0.sessions.is_closed(plan.line_hash)
+        self.0.pause.is_gated(plan)
     }
 
     /// Whether any route is closed; the cheap question before `is_gated`.
     #[inline]
     pub fn has_closed(&self) -> bool {
-        self.0.sessions.has_closed()
+        self.0.pause.sessions.has_closed()
     }
 
     /// Waits until the gate of some route closes, or the program ends; ask `is_gated` then.
@@ -335,7 +329,7 @@ impl Engine {
     ) {
         let inner = &self.0;
         let Some(&first) = keys.first() else {
-            let ticket = inner.sessions.enter(0);
+            let ticket = inner.pause.sessions.enter(0);
             let waiter = EngineWaiter::Direct { engine: inner.clone(), to, ticket };
             return inner.stores.standalone(inner.db, request.bytes(), Some(protocol), waiter);
         };
@@ -345,7 +339,7 @@ impl Engine {
             inner.traffic.count(&table, request.arg(first), hash);
             (hash, route.phase.leader(), route.phase.follower(), table.is_tagged())
         };
-        let ticket = inner.sessions.enter(route_hash);
+        let ticket = inner.pause.sessions.enter(route_hash);
         if follower.is_some() {
             return inner.to_lane(request, spec, first, protocol, to, ticket);
         }
@@ -364,7 +358,7 @@ impl Engine {
 
     /// Sends a request to another database of the standalone, which does not move.
     pub fn submit_elsewhere(&self, db: u32, request: &Bytes, protocol: Protocol, to: ReplyTo) {
-        let ticket = self.0.sessions.enter(0);
+        let ticket = self.0.pause.sessions.enter(0);
         let waiter = EngineWaiter::Direct { engine: self.0.clone(), to, ticket };
         self.0.stores.standalone(db, request, Some(protocol), waiter);
     }
@@ -421,9 +415,9 @@ impl Engine {
     pub fn load(&self) -> Load {
         let (exceptional_keys, diverged_keys) = self.0.lane.borrow().sizes();
         Load {
-            in_flight: self.0.sessions.in_flight() + self.0.lanes.in_flight(),
-            requests: self.0.sessions.entered(),
-            lane_operations: self.0.lanes.entered(),
+            in_flight: self.0.pause.sessions.in_flight() + self.0.pause.lanes.in_flight(),
+            requests: self.0.pause.sessions.entered(),
+            lane_operations: self.0.pause.lanes.entered(),
             exceptional_keys: exceptional_keys as u64,
             diverged_keys: diverged_keys as u64,
             held_bytes: self.0.stores.held_bytes(),
@@ -529,12 +523,12 @@ impl Inner {
             }
             Message::Reply { id, outcome } => {
                 let (to, ticket) = self.remote.borrow_mut().remove(id);
-                self.sessions.leave(ticket);
+                self.pause.sessions.leave(ticket);
                 to.port.deliver(to.seq, outcome.map(Reply::Whole));
             }
             // What a job asks for in the midst of a flip comes after it; a command's own copies are older than the closing.
             Message::Resync { ref key, done: Some(_) } | Message::Touch { ref key, .. } if self.is_lane_closed(key) => {
-                self.deferred.borrow_mut().push(message);
+                self.pause.defer(message);
             }
             Message::Resync { key, done } => self.resync(key, done),
             Message::Touch { key, done } => self.enter_lane(key, None, Work::Touch, LaneReply::Done(done)),
@@ -548,16 +542,16 @@ impl Inner {
                 self.lane.borrow_mut().journaled(&key, generation, &mut orders);
                 self.carry_out(orders);
             }
+            // The route has left its dual phase since.
+            Message::Recover { key } if self.plan(&key).follower.is_none() => self.journal.remove(&key),
             Message::Recover { key } => {
                 let mut orders = Vec::new();
                 self.lane.borrow_mut().recover(&key, &mut orders);
                 self.carry_out(orders);
             }
             Message::Close { stage, routes, all, drained } => {
-                let gate = self.gate(stage);
-                gate.close(routes.into_iter().collect(), all);
+                self.pause.close(stage, routes, all, drained);
                 self.closing.notify_waiters();
-                self.drains.borrow_mut().push((stage, drained));
                 self.look_at_drains();
             }
             Message::Turned { done } => answer_after_turn(done),
@@ -572,45 +566,28 @@ impl Inner {
         }
     }
 
-    pub(super) fn generation(&self, key: &[u8]) -> u32 {
-        Plan::of(&self.table.borrow(), key).generation()
+    pub(super) fn plan(&self, key: &[u8]) -> Plan {
+        Plan::of(&self.table.borrow(), key)
     }
 
-    fn gate(&self, stage: Stage) -> &Gate {
-        match stage {
-            Stage::Sessions => &self.sessions,
-            Stage::Lanes => &self.lanes,
-        }
+    pub(super) fn generation(&self, key: &[u8]) -> u32 {
+        self.plan(key).generation()
     }
 
     fn look_at_drains(&self) {
-        let mut drains = self.drains.borrow_mut();
-        let mut index = 0;
-        while index < drains.len() {
-            let stage = drains[index].0;
-            // The gate does not wait for a copy that began anew after the closing; the lane knows it. Were it still under way
-            // at the flip, it could put an older value over a newer one.
-            let is_over = self.gate(stage).is_drained()
-                && (stage == Stage::Sessions || !self.lane.borrow().is_busy(|key| self.is_lane_closed(key)));
-            if is_over {
-                let _ = drains.swap_remove(index).1.send(());
-            } else {
-                index += 1;
-            }
+        for drained in self.pause.drained(&self.table.borrow(), &self.lane.borrow()) {
+            // The adoption may have given up by now.
+            let _ = drained.send(());
         }
     }
 
-    /// Whether the key's route is in the second half of a flip: nothing new begins in its lane.
-    pub(super) fn is_lane_closed(&self, key: &[u8]) -> bool {
-        if !self.lanes.has_closed() {
-            return false;
-        }
-        let plan = Plan::of(&self.table.borrow(), key);
-        self.lanes.is_closed(plan.route_hash) || self.lanes.is_closed(plan.line_hash)
+    fn is_lane_closed(&self, key: &[u8]) -> bool {
+        self.pause.is_lane_closed(&self.table.borrow(), key)
     }
 
     fn install(&self, table: Arc<Table>) {
-        *self.table.borrow_mut() = table.clone();
+        let old = self.table.replace(table.clone());
+        install::recount(&self.lane.borrow(), &old, &table);
         let mut tables = self.tables.borrow_mut();
         if tables.back().is_some_and(|newest| newest.version() != table.version()) {
             tables.push_back(table.clone());
@@ -621,16 +598,14 @@ impl Inner {
     }
 
     fn open(self: &Rc<Self>) {
-        self.drains.borrow_mut().clear();
         let table = self.table.borrow().clone();
-        // A route without a follower has nothing that could diverge.
+        // A route without a follower has nothing that could diverge, and the next time that it has one all is found anew.
         let gone = self.lane.borrow_mut().forget(|key| Plan::of(&table, key).follower.is_none());
-        if gone > 0 {
-            tracing::info!(keys = gone, "routes left their dual phase; what was diverged of them is forgotten");
+        gone.iter().for_each(|key| self.journal.remove(key));
+        if !gone.is_empty() {
+            tracing::info!(keys = gone.len(), "routes left their dual phase; what was diverged of them is forgotten");
         }
-        self.sessions.open();
-        self.lanes.open();
-        for message in self.deferred.take() {
+        for message in self.pause.open() {
             self.clone().hear(message);
         }
         self.publish_waiting();
@@ -662,9 +637,9 @@ impl Inner {
             dual.add_divergence(-1);
             true
         });
-        if forgotten > 0 {
+        if !forgotten.is_empty() {
             tracing::error!(
-                keys = forgotten,
+                keys = forgotten.len(),
                 "more diverged keys than are remembered one by one; their routes are in doubt as a whole until a backfill has gone through them, which begins by itself"
             );
         }

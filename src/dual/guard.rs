@@ -78,7 +78,7 @@ impl Guard {
 
     fn leave(&mut self) {
         for ticket in self.tickets.drain(..) {
-            self.engine.0.sessions.leave(ticket);
+            self.engine.0.pause.sessions.leave(ticket);
         }
     }
 }
@@ -100,7 +100,7 @@ pub struct WholeGuard {
 
 impl Drop for WholeGuard {
     fn drop(&mut self) {
-        self.engine.0.sessions.leave(self.ticket);
+        self.engine.0.pause.sessions.leave(self.ticket);
     }
 }
 
@@ -126,7 +126,7 @@ impl Engine {
             }
             self.opened().await;
         }
-        let tickets = plans.iter().map(|plan| self.0.sessions.enter(plan.route_hash)).collect();
+        let tickets = plans.iter().map(|plan| self.0.pause.sessions.enter(plan.route_hash)).collect();
         if let (Some(key), Some(plan)) = (keys.first(), plans.first()) {
             self.0.traffic.count(&self.0.table.borrow(), key, plan.route_hash);
         }
@@ -180,7 +180,7 @@ impl Engine {
         while self.has_closed() {
             self.opened().await;
         }
-        WholeGuard { ticket: self.0.sessions.enter_whole(), engine: self.clone() }
+        WholeGuard { ticket: self.0.pause.sessions.enter_whole(), engine: self.clone() }
     }
 
     /// Copies a key from leader to follower through its lane.

@@ -115,7 +115,7 @@ mod tests {
     use std::time::Duration;
 
     fn flip(id: usize, from: Phase, to: Phase) -> Flip {
-        Flip { route: RouteName::Provider(id.to_string()), from, to }
+        Flip::of(RouteName::Provider(id.to_string()), from, to)
     }
 
     #[test]

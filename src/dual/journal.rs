@@ -20,9 +20,10 @@ use bytes::Bytes;
 use crate::metrics::Totals;
 
 /// What the file begins with: its kind and the number of its format.
-const HEADER: &[u8] = b"cutover journal 1\n";
-const ADD: u8 = 1;
-const REMOVE: u8 = 2;
+pub const HEADER: &[u8] = b"cutover journal 1\n";
+/// A record says that a key is diverged, or that it is so no longer.
+pub const ADD: u8 = 1;
+pub const REMOVE: u8 = 2;
 /// op, length, half a CRC of these, so that a length that changed is not taken for a record that was cut.
 const HEAD_BYTES: usize = 7;
 /// The head, and the CRC of all before it.
@@ -237,8 +238,8 @@ fn rewrite(path: &Path, open: &HashSet<Bytes>) -> io::Result<File> {
     OpenOptions::new().append(true).open(path)
 }
 
-/// Head, key, CRC of all before.
-fn frame(op: u8, key: &[u8]) -> Vec<u8> {
+/// A record: head, key, CRC of all before.
+pub fn frame(op: u8, key: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(key.len() + FRAME_BYTES);
     out.push(op);
     out.extend_from_slice(&(key.len() as u32).to_le_bytes());
@@ -254,7 +255,7 @@ fn head_crc(head: &[u8]) -> [u8; 2] {
 
 /// How a journal ends.
 #[derive(Debug, PartialEq, Eq)]
-enum Tail {
+pub enum Tail {
     Whole,
     /// Within its last record.
     Cut {
@@ -266,7 +267,7 @@ enum Tail {
 }
 
 /// The keys that are open after all whole records.
-fn recover(bytes: &[u8]) -> (HashSet<Bytes>, Tail) {
+pub fn recover(bytes: &[u8]) -> (HashSet<Bytes>, Tail) {
     let mut open = HashSet::new();
     if !bytes.starts_with(HEADER) {
         return (open, Tail::Damaged { at: 0 });

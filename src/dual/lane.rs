@@ -599,15 +599,17 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// Forgets the diverged keys that `of` names: their route has no follower any more, or is in doubt as a whole.
-    pub fn forget(&mut self, of: impl Fn(&Bytes) -> bool) -> usize {
-        let before = self.entries.len();
-        let count = &mut self.diverged_count;
-        self.entries.retain(|key, entry| {
-            let gone = matches!(entry.stage, Stage::Idle) && of(key);
-            *count -= usize::from(gone && entry.diverged);
-            !gone
-        });
-        before - self.entries.len()
+    pub fn forget(&mut self, of: impl Fn(&Bytes) -> bool) -> Vec<Bytes> {
+        let gone = self.entries.extract_if(|key, entry| matches!(entry.stage, Stage::Idle) && of(key));
+        let gone: Vec<(Bytes, bool)> = gone.map(|(key, entry)| (key, entry.diverged)).collect();
+        self.diverged_count -= gone.iter().filter(|(_, diverged)| *diverged).count();
+        gone.into_iter().map(|(key, _)| key).collect()
+    }
+
+    /// The diverged keys.
+    pub fn diverged(&self) -> impl Iterator<Item = &Bytes> {
+        let count = self.diverged_count;
+        self.entries.iter().filter(move |(_, entry)| count > 0 && entry.diverged).map(|(key, _)| key)
     }
 
     /// Whether anything is in flight for a key that `of` names.

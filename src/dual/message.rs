@@ -1,11 +1,13 @@
 //! What workers say to each other, and what the control thread and its jobs say to them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::command::CommandSpec;
+use crate::dual::install::Stage;
 use crate::dual::lane::Outcome;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
@@ -45,7 +47,7 @@ pub enum Message {
     /// Closes the sessions' or the lanes' gate and answers when it is drained.
     Close {
         stage: Stage,
-        routes: Vec<u64>,
+        routes: HashSet<u64>,
         all: bool,
         drained: oneshot::Sender<()>,
     },
@@ -67,13 +69,6 @@ pub enum Message {
     /// Opens both gates; every worker has the same table by then.
     Open,
     Stop,
-}
-
-/// Which of a worker's gates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    Sessions,
-    Lanes,
 }
 
 /// A request on its way to the lane of its key on another worker.

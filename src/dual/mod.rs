@@ -1,4 +1,4 @@
-//! The dual-write engine: what keeps data right while it moves. `engine` is the front door; `lane` and `gate` are pure.
+//! The dual-write engine: what keeps data right while it moves. `engine` is the front door; `lane`, `gate`, `effect` and `install` are pure.
 
 pub mod adopt;
 mod audience;
@@ -11,6 +11,7 @@ pub mod gate;
 mod glob;
 mod guard;
 pub mod history;
+pub mod install;
 pub mod journal;
 pub mod lane;
 mod message;

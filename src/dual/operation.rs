@@ -98,7 +98,7 @@ impl Inner {
         let key = request.arg_bytes(first);
         let owner = self.peers.lane_of(&key);
         if owner == self.worker {
-            self.sessions.leave(ticket);
+            self.pause.sessions.leave(ticket);
             return self.arrive((request, spec, first), key, protocol, LaneReply::Local(to));
         }
         let id = self.remote.borrow_mut().insert((to, ticket));
@@ -127,7 +127,7 @@ impl Inner {
         let plan = Plan::of(&self.table.borrow(), &key);
         let mode = Mode::of(&plan);
         let generation = plan.generation();
-        let ticket = self.lanes.enter(plan.route_hash);
+        let ticket = self.pause.lanes.enter(plan.route_hash);
         let whole = matches!(work, Work::Overwrite | Work::Resolve);
         let entry = LaneOp { command, whole, ..LaneOp::new(key.clone(), &plan, to, ticket) };
         let op = self.ops.borrow_mut().insert(entry);
@@ -331,7 +331,7 @@ impl Inner {
     /// The lane is done with an operation.
     pub(super) fn finish(self: &Rc<Self>, op: usize, outcome: Result<(), Refusal>) {
         let Some(mut entry) = self.ops.borrow_mut().try_remove(op) else { return };
-        self.lanes.leave(entry.ticket);
+        self.pause.lanes.leave(entry.ticket);
         let to = std::mem::replace(&mut entry.to, LaneReply::Nobody);
         match to {
             LaneReply::Done(done) | LaneReply::Granted(Some(done), _) | LaneReply::Granted(None, Some(done)) => {
@@ -349,7 +349,7 @@ impl Inner {
 
     pub(super) fn forget(&self, op: usize) {
         if let Some(entry) = self.ops.borrow_mut().try_remove(op) {
-            self.lanes.leave(entry.ticket);
+            self.pause.lanes.leave(entry.ticket);
         }
     }
 
@@ -382,7 +382,7 @@ impl Inner {
             return;
         }
         let to = done.map_or(LaneReply::Nobody, LaneReply::Done);
-        let ticket = self.lanes.enter(plan.route_hash);
+        let ticket = self.pause.lanes.enter(plan.route_hash);
         let entry = LaneOp { holds_reply: true, in_lane: true, ..LaneOp::new(key.clone(), &plan, to, ticket) };
         let op = self.ops.borrow_mut().insert(entry);
         let mut orders = Vec::new();

@@ -59,39 +59,17 @@ struct Document {
     stale_on_cluster: Vec<RouteName>,
 }
 
-/// See the module.
-#[derive(Debug)]
-pub struct StateFile {
-    paths: [PathBuf; 2],
-    number: u64,
+/// What the file says beside its last snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Routes that were on the cluster and may have left keys there.
     stale: Vec<RouteName>,
     last: Snapshot,
 }
 
-impl StateFile {
-    /// Opens or begins the state of a directory; `None`: there was none, so this is the very first start.
-    pub fn open(directory: &Path) -> io::Result<(Self, Option<Snapshot>)> {
-        fs::create_dir_all(directory)?;
-        let paths = paths(directory);
-        let Some(document) = newest(&paths)? else {
-            return Ok((Self { paths, number: 0, stale: Vec::new(), last: Snapshot::default() }, None));
-        };
-        let (number, stale, last) = (document.number, document.stale_on_cluster, document.snapshot.clone());
-        Ok((Self { paths, number, stale, last }, Some(document.snapshot)))
-    }
-
-    /// What is remembered in a directory, changing nothing; `None`: nothing yet.
-    pub fn read(directory: &Path) -> io::Result<Option<Snapshot>> {
-        Ok(newest(&paths(directory))?.map(|document| document.snapshot))
-    }
-
-    /// Whether the cluster may hold old keys of a route.
-    pub fn has_stale_cluster_keys(&self, route: &RouteName) -> bool {
-        self.stale.contains(route)
-    }
-
-    /// Writes the state; it is on disk when this returns.
-    pub fn save(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+impl Memory {
+    /// Takes a snapshot in.
+    pub fn note(&mut self, snapshot: &Snapshot) {
         let now: HashMap<&RouteName, &RouteRecord> =
             snapshot.routes.iter().map(|record| (&record.route, record)).collect();
         // A route that is not listed is in phase standalone; if it was on the cluster before, its copies stay behind.
@@ -104,8 +82,51 @@ impl StateFile {
         // A whole walk over both stores has put right what was left behind.
         let is_synced = |record: &&RouteRecord| record.coverage == Some(Coverage::Both) && !record.in_doubt;
         self.stale.retain(|route| now.get(route).filter(|record| is_synced(record)).is_none());
+        self.last = snapshot.clone();
+    }
+
+    /// Whether the cluster may hold old keys of a route, under whatever line.
+    pub fn has_stale_cluster_keys(&self, route: &RouteName) -> bool {
+        self.stale.iter().any(|stale| stale.may_share_keys(route))
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct StateFile {
+    paths: [PathBuf; 2],
+    number: u64,
+    memory: Memory,
+}
+
+impl StateFile {
+    /// Opens or begins the state of a directory; `None`: there was none, so this is the very first start.
+    pub fn open(directory: &Path) -> io::Result<(Self, Option<Snapshot>)> {
+        fs::create_dir_all(directory)?;
+        let paths = paths(directory);
+        let Some(document) = newest(&paths)? else {
+            return Ok((Self { paths, number: 0, memory: Memory::default() }, None));
+        };
+        let memory = Memory { stale: document.stale_on_cluster, last: document.snapshot.clone() };
+        Ok((Self { paths, number: document.number, memory }, Some(document.snapshot)))
+    }
+
+    /// What is remembered in a directory, changing nothing; `None`: nothing yet.
+    pub fn read(directory: &Path) -> io::Result<Option<Snapshot>> {
+        Ok(newest(&paths(directory))?.map(|document| document.snapshot))
+    }
+
+    /// See [`Memory::has_stale_cluster_keys`].
+    pub fn has_stale_cluster_keys(&self, route: &RouteName) -> bool {
+        self.memory.has_stale_cluster_keys(route)
+    }
+
+    /// Writes the state; it is on disk when this returns.
+    pub fn save(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        let mut memory = self.memory.clone();
+        memory.note(snapshot);
         self.number += 1;
-        let (number, stale_on_cluster) = (self.number, self.stale.clone());
+        let (number, stale_on_cluster) = (self.number, memory.stale.clone());
         let document = Document { format: FORMAT, number, snapshot: snapshot.clone(), stale_on_cluster };
         let body = serde_json::to_string(&document).map_err(io::Error::other)?;
         let text = format!("{body}\n{:08x}\n", crc32fast::hash(body.as_bytes()));
@@ -117,7 +138,7 @@ impl StateFile {
             fs::rename(&new, path)?;
         }
         fs::File::open(self.paths[0].parent().unwrap_or(Path::new(".")))?.sync_all()?;
-        self.last = snapshot.clone();
+        self.memory = memory;
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::dual::Message;
-use crate::dual::adopt::Doubt;
+use crate::dual::adopt::{Doubt, Mark};
 use crate::jobs::reader::Reader;
 use crate::jobs::scan::{self, Visit};
 use crate::jobs::{Context, Job, JobError};
@@ -38,12 +38,10 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
     if !first_touch.is_empty() {
         let begin = marks(&context.table(), &first_touch);
         pass(context, job, &first_touch, Side::Standalone, Step::Touch).await?;
-        if marks(&context.table(), &first_touch) != begin {
+        // The leader has every key now. Whether the follower has is what the next walk finds out.
+        if !context.adopter.set_knowledge(&begin, Coverage::Both, Doubt::Stays).await?.is_empty() {
             return Err(JobError::Incomplete("a route was flipped meanwhile; start the job again".into()));
         }
-        // The leader has every key now. Whether the follower has is what the next walk finds out.
-        let brought_over: Vec<RouteName> = first_touch.iter().cloned().collect();
-        context.adopter.set_knowledge(&brought_over, Coverage::Both, Doubt::Stays)?;
     }
     let begin = marks(&context.table(), routes);
     for leader in [Side::Standalone, Side::Cluster] {
@@ -55,11 +53,8 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
         pass(context, job, &led, leader.other(), Step::Sweep).await?;
     }
     settle(context, routes).await?;
-    let end = marks(&context.table(), routes);
-    let (synced, doubtful): (Vec<_>, Vec<_>) = begin.iter().partition(|(route, mark)| end.get(route) == Some(mark));
-    let synced: Vec<RouteName> = synced.into_iter().map(|(route, _)| route.clone()).collect();
-    context.adopter.set_knowledge(&synced, Coverage::Both, Doubt::Ends)?;
-    let doubtful: Vec<String> = doubtful.into_iter().map(|(route, _)| route.to_string()).collect();
+    let doubtful = context.adopter.set_knowledge(&begin, Coverage::Both, Doubt::Ends).await?;
+    let doubtful: Vec<String> = doubtful.into_iter().map(|route| route.to_string()).collect();
     match doubtful.is_empty() {
         true => Ok("synced: both stores hold every key".into()),
         false => Err(JobError::Incomplete(format!(
@@ -79,10 +74,9 @@ fn select(table: &Table, routes: &HashSet<RouteName>, of: impl Fn(&Route) -> boo
     found.map(|route| route.name.clone()).collect()
 }
 
-/// What must not change while a walk proves something of a route: that it was not flipped, and that no doubt came up.
-fn marks(table: &Table, routes: &HashSet<RouteName>) -> HashMap<RouteName, (u64, u32)> {
+fn marks(table: &Table, routes: &HashSet<RouteName>) -> HashMap<RouteName, Mark> {
     let known = table.routes().iter().filter(|route| routes.contains(&route.name));
-    known.filter_map(|route| Some((route.name.clone(), (route.since, route.dual.as_ref()?.generation())))).collect()
+    known.filter_map(|route| Some((route.name.clone(), Mark::of(route)?))).collect()
 }
 
 /// One walk over one side, then what failed again and again until nothing is left.

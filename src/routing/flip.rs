@@ -1,15 +1,27 @@
 //! Which flips the facts allow, else why not. Pure.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
+use crate::routing::piece::{Piece, pieces};
 use crate::routing::{Coverage, Phase, RouteName, Table};
 
-/// One route going from one phase to another.
+/// Keys going from one phase to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flip {
+    /// The line, or the part of it that flips.
     pub route: RouteName,
+    /// The line that covers it before, and the one that covers it after.
+    pub before: RouteName,
+    pub after: RouteName,
     pub from: Phase,
     pub to: Phase,
+}
+
+impl Flip {
+    /// A flip of a whole line.
+    pub fn of(route: RouteName, from: Phase, to: Phase) -> Self {
+        Self { before: route.clone(), after: route.clone(), route, from, to }
+    }
 }
 
 /// What is known of a route when a flip of it is judged.
@@ -50,42 +62,80 @@ pub struct RefusedFlip {
     pub reason: Reason,
 }
 
-/// The routes whose phase differs between two tables. A line that appears or vanishes is a flip where the line that
-/// covered it before, or covers it after, has another phase.
+/// What differs in its phase between two tables, also where a line appears, vanishes or changes its ends.
 pub fn flips(old: &Table, new: &Table) -> Vec<Flip> {
-    let mut found = Vec::new();
-    for route in new.routes() {
-        let Some(before) = old.covering(&route.name) else { continue };
-        if before.phase != route.phase {
-            found.push(Flip { route: route.name.clone(), from: before.phase, to: route.phase });
-        }
-    }
-    let known: HashSet<&RouteName> = new.routes().iter().map(|route| &route.name).collect();
-    for route in old.routes().iter().filter(|route| !known.contains(&route.name)) {
-        let Some(after) = new.covering(&route.name) else { continue };
-        if after.phase != route.phase {
-            found.push(Flip { route: route.name.clone(), from: route.phase, to: after.phase });
-        }
-    }
-    found
+    let flip = |Piece { name, before, after }: Piece<'_, '_>| Flip {
+        route: name,
+        before: before.name.clone(),
+        after: after.name.clone(),
+        from: before.phase,
+        to: after.phase,
+    };
+    pieces(old, new).into_iter().filter(|piece| piece.before.phase != piece.after.phase).map(flip).collect()
 }
 
-/// Judges them; a table is adopted only if all are allowed. `forced` overrides a refusal for a route.
+/// What a gate closes for flips.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Closing {
+    /// [`Plan::route_hash`](crate::routing::Plan) or `line_hash`, under either table.
+    pub hashes: HashSet<u64>,
+    /// Whether requests of the routes were counted in under hashes that are not named.
+    pub is_many: bool,
+}
+
+/// What has to be closed for these flips.
+pub fn closing(flips: &[Flip]) -> Closing {
+    let mut closing = Closing::default();
+    for flip in flips {
+        closing.hashes.insert(flip.route.route_hash());
+        // An id is known by its own hash, whichever line covers it; all else by its line's.
+        if !matches!(flip.route, RouteName::Provider(_)) {
+            closing.hashes.extend([flip.before.route_hash(), flip.after.route_hash()]);
+        }
+        closing.is_many |= matches!(flip.route, RouteName::Range(..) | RouteName::NewProviders);
+    }
+    closing
+}
+
+/// A line of the new table that would bring together keys of which only the standalone, and keys of which only the cluster
+/// is known to have all: one of the two would be looked for, and brought over, on the wrong store.
+pub fn mixed(old: &Table, new: &Table) -> Option<String> {
+    let mut lines: BTreeMap<&RouteName, [Option<RouteName>; 2]> = BTreeMap::new();
+    let pieces = pieces(old, new);
+    for piece in pieces.iter().filter(|piece| piece.after.phase.is_dual()) {
+        let [standalone, cluster] = lines.entry(&piece.after.name).or_default();
+        match piece.before.coverage() {
+            Coverage::StandaloneOnly => standalone.get_or_insert(piece.name.clone()),
+            Coverage::ClusterOnly => cluster.get_or_insert(piece.name.clone()),
+            Coverage::Both => continue,
+        };
+    }
+    lines.into_iter().find_map(|(line, kinds)| match kinds {
+        [Some(standalone), Some(cluster)] => Some(format!(
+            "route {line} would join {standalone}, of which the cluster may lack keys, with {cluster}, of which the standalone may; give one of them a line of its own until both are backfilled"
+        )),
+        _ => None,
+    })
+}
+
+/// Judges them; a table is adopted only if all are allowed. `facts`: of a line of the old table. `forced` overrides a refusal
+/// for a route, or for all that its line, before or after, covers.
 pub fn judge(
     flips: &[Flip],
     facts: impl Fn(&RouteName) -> RouteFacts,
     forced: impl Fn(&RouteName) -> bool,
 ) -> Result<(), Vec<RefusedFlip>> {
     let refuse = |flip: &Flip| {
-        let reason = reason(flip, facts(&flip.route))?;
-        (!forced(&flip.route)).then(|| RefusedFlip { flip: flip.clone(), reason })
+        let reason = reason(flip, facts(&flip.before))?;
+        let is_forced = [&flip.route, &flip.before, &flip.after].into_iter().any(&forced);
+        (!is_forced).then(|| RefusedFlip { flip: flip.clone(), reason })
     };
     let refused: Vec<_> = flips.iter().filter_map(refuse).collect();
     if refused.is_empty() { Ok(()) } else { Err(refused) }
 }
 
 fn reason(flip: &Flip, facts: RouteFacts) -> Option<Reason> {
-    let route = || flip.route.clone();
+    let route = || flip.before.clone();
     if facts.untouched {
         return None;
     }
@@ -117,7 +167,7 @@ mod tests {
     use super::*;
 
     fn judged(from: Phase, to: Phase, facts: RouteFacts) -> Result<(), Reason> {
-        let flip = Flip { route: RouteName::Provider("42".into()), from, to };
+        let flip = Flip::of(RouteName::Provider("42".into()), from, to);
         judge(&[flip], |_| facts, |_| false).map_err(|refused| refused[0].reason.clone())
     }
 
@@ -145,11 +195,50 @@ mod tests {
 
     #[test]
     fn force_overrides_for_the_named_route_only() {
-        let flip =
-            |id: &str| Flip { route: RouteName::Provider(id.into()), from: Phase::Standalone, to: Phase::Cluster };
+        let flip = |id: &str| Flip::of(RouteName::Provider(id.into()), Phase::Standalone, Phase::Cluster);
         let facts = |_: &RouteName| RouteFacts::default();
         let forced = |route: &RouteName| route.to_string() == "1";
         assert!(judge(&[flip("1")], facts, forced).is_ok());
         assert!(judge(&[flip("1"), flip("2")], facts, forced).is_err());
+    }
+
+    fn table(ranges: &[(u64, u64, Phase)], previous: Option<&Table>) -> Table {
+        let spec = crate::routing::RoutingSpec { ranges: ranges.to_vec(), ..crate::routing::sample_spec() };
+        Table::build(&spec, 1, previous)
+    }
+
+    #[test]
+    fn a_range_that_becomes_longer_or_shorter_flips_what_it_takes_and_what_it_leaves() {
+        let texts = |old: &Table, new: &Table| -> Vec<String> {
+            flips(old, new).iter().map(|flip| format!("{} {} {}", flip.route, flip.from, flip.to)).collect()
+        };
+        let short = table(&[(100, 199, Phase::Cluster)], None);
+        let long = table(&[(100, 299, Phase::Cluster)], Some(&short));
+        assert_eq!(texts(&short, &long), ["200..299 standalone cluster"]);
+        assert_eq!(texts(&long, &short), ["200..299 cluster standalone"]);
+        assert!(judge(&flips(&short, &long), |_| RouteFacts::default(), |_| false).is_err());
+    }
+
+    #[test]
+    fn what_flips_is_closed_under_both_tables() {
+        let old = table(&[], None);
+        let new = table(&[(100, 199, Phase::DualStandalone)], Some(&old));
+        let closing = closing(&flips(&old, &new));
+        for table in [&old, &new] {
+            assert!(closing.hashes.contains(&crate::routing::Plan::of(table, b"provider:160:a").line_hash));
+        }
+        assert!(closing.is_many);
+        let one = super::closing(&[Flip::of(RouteName::Provider("42".into()), Phase::Cluster, Phase::DualCluster)]);
+        assert_eq!((one.hashes.len(), one.is_many), (1, false), "its neighbours go on");
+    }
+
+    #[test]
+    fn keys_that_only_one_store_has_are_not_joined_with_keys_that_only_the_other_has() {
+        let old = table(&[(100, 149, Phase::Cluster), (150, 199, Phase::DualCluster)], None);
+        let joined = table(&[(100, 199, Phase::DualCluster)], Some(&old));
+        assert!(mixed(&old, &joined).unwrap().contains("150..199, of which the cluster may lack keys, with 100..149"));
+        old.provider_route(b"170").dual.as_ref().unwrap().set_coverage(Coverage::Both);
+        assert_eq!(mixed(&old, &joined), None);
+        assert_eq!(mixed(&old, &old), None);
     }
 }

@@ -4,6 +4,7 @@ pub mod flip;
 mod naming;
 mod pattern;
 mod phase;
+mod piece;
 mod plan;
 mod table;
 

@@ -106,6 +106,20 @@ pub enum Coverage {
     Both,
 }
 
+impl Coverage {
+    /// What is known of keys of two kinds together. Keys that only the one and keys that only the other store has make
+    /// nothing that one phase can serve (see [`flip::mixed`](crate::routing::flip::mixed)); then nothing is lost by
+    /// fetching.
+    pub fn least(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Both, other) => other,
+            (own, Self::Both) => own,
+            (own, other) if own == other => own,
+            _ => Self::StandaloneOnly,
+        }
+    }
+}
+
 impl fmt::Display for Coverage {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
 use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 
+use crate::routing::piece::{Piece, pieces};
 use crate::routing::{Coverage, Patterns, Phase, Side};
 
 /// What names a route.
@@ -32,6 +33,25 @@ impl RouteName {
             Self::Provider(id) => hash_of(b"provider", id.as_bytes()),
             Self::Prefix(prefix) => hash_of(b"prefix", prefix.as_bytes()),
             other => hash_of(b"line", other.to_string().as_bytes()),
+        }
+    }
+}
+
+impl RouteName {
+    /// Whether some key may belong to both, under one table or another.
+    pub fn may_share_keys(&self, other: &Self) -> bool {
+        let is_provider = |name: &Self| matches!(name, Self::Provider(_) | Self::Range(..) | Self::NewProviders);
+        match (self, other) {
+            (Self::Provider(one), Self::Provider(other)) => one == other,
+            (Self::Range(first, last), Self::Range(other_first, other_last)) => {
+                first <= other_last && other_first <= last
+            }
+            (Self::Provider(id), Self::Range(first, last)) | (Self::Range(first, last), Self::Provider(id)) => {
+                id.parse().is_ok_and(|id: u64| (*first..=*last).contains(&id))
+            }
+            (Self::Prefix(one), Self::Prefix(other)) => one.starts_with(other) || other.starts_with(one),
+            // What the rest is depends on the other lines.
+            (one, other) => is_provider(one) == is_provider(other),
         }
     }
 }
@@ -60,19 +80,36 @@ pub struct DualState {
     in_doubt: AtomicBool,
     divergence: AtomicI64,
     generation: AtomicU32,
+    /// The last generation of any route of this run: none is given twice, so that a lane that remembers a key of an earlier
+    /// stay in a dual phase knows nothing of this one.
+    generations: Arc<AtomicU32>,
     brought_over_at: AtomicU32,
 }
 
 impl DualState {
     /// The state with which a dual phase begins.
-    pub fn new(coverage: Coverage) -> Self {
+    fn new(coverage: Coverage, generations: &Arc<AtomicU32>) -> Self {
         Self {
             coverage: AtomicU8::new(coverage as u8),
             in_doubt: AtomicBool::new(false),
             divergence: AtomicI64::new(0),
-            generation: AtomicU32::new(0),
+            generation: AtomicU32::new(generations.fetch_add(1, Ordering::Relaxed) + 1),
+            generations: generations.clone(),
             brought_over_at: AtomicU32::new(0),
         }
+    }
+
+    /// The state of a line that takes over the keys of others, or of a line that begins.
+    fn heir(past: &[&Route], generations: &Arc<AtomicU32>) -> Self {
+        let coverages = || past.iter().map(|before| before.coverage());
+        let coverage = coverages().reduce(Coverage::least).unwrap_or(Coverage::StandaloneOnly);
+        let own = Self::new(coverage, generations);
+        let duals = || past.iter().filter_map(|before| before.dual.as_ref());
+        own.brought_over_at.store(duals().map(|dual| dual.brought_over_at()).max().unwrap_or(0), Ordering::Relaxed);
+        if duals().any(|dual| dual.is_in_doubt() || dual.divergence() > 0) {
+            own.set_in_doubt(true);
+        }
+        own
     }
 
     /// What the stores are known to hold.
@@ -103,7 +140,7 @@ impl DualState {
     /// Doubt also ends the trust in every key that was known to be whole.
     pub fn set_in_doubt(&self, in_doubt: bool) {
         if in_doubt {
-            self.generation.fetch_add(1, Ordering::Relaxed);
+            self.generation.store(self.generations.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
         self.in_doubt.store(in_doubt, Ordering::Relaxed);
     }
@@ -118,7 +155,7 @@ impl DualState {
         self.divergence.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// Grows when what was known of single keys counts no longer.
+    /// Another one when what was known of single keys counts no longer.
     pub fn generation(&self) -> u32 {
         self.generation.load(Ordering::Relaxed)
     }
@@ -140,6 +177,17 @@ pub struct Route {
     pub dual: Option<Arc<DualState>>,
     /// [`RouteName::route_hash`] of `name`.
     pub hash: u64,
+}
+
+impl Route {
+    /// What the stores are known to hold of it.
+    pub fn coverage(&self) -> Coverage {
+        match (&self.dual, self.phase.leader()) {
+            (Some(dual), _) => dual.coverage(),
+            (None, Side::Standalone) => Coverage::StandaloneOnly,
+            (None, Side::Cluster) => Coverage::ClusterOnly,
+        }
+    }
 }
 
 /// When a write is answered.
@@ -201,8 +249,9 @@ pub struct Table {
     /// Whether some route is led by the cluster, and whether some route may have keys on the standalone.
     is_cluster_read: bool,
     is_standalone_read: bool,
-    /// Shared by all tables of a run.
+    /// Shared by all tables of a run, both of them.
     knowledge: Arc<AtomicU32>,
+    generations: Arc<AtomicU32>,
 }
 
 /// Places of the two routes that every table has.
@@ -210,8 +259,8 @@ const NEW_PROVIDERS: usize = 0;
 const OTHER_KEYS: usize = 1;
 
 impl Table {
-    /// Builds a table. Routes that stay dual keep what is known of them from `previous`; a provider that is newly named
-    /// inherits from the line that covered it.
+    /// Builds a table. Routes that stay dual keep what is known of them from `previous`; a line that takes keys over from
+    /// others is known to hold what all of these were.
     pub fn build(spec: &RoutingSpec, version: u64, previous: Option<&Table>) -> Self {
         let mut table = Self {
             version,
@@ -227,48 +276,57 @@ impl Table {
             is_cluster_read: false,
             is_standalone_read: false,
             knowledge: previous.map_or_else(Arc::default, |table| table.knowledge.clone()),
+            generations: previous.map_or_else(Arc::default, |table| table.generations.clone()),
         };
-        table.add(RouteName::NewProviders, spec.new_providers, previous);
-        table.add(RouteName::OtherKeys, spec.other_keys, previous);
+        table.add(RouteName::NewProviders, spec.new_providers);
+        table.add(RouteName::OtherKeys, spec.other_keys);
         for (prefix, phase) in &spec.prefixes {
-            let index = table.add(RouteName::Prefix(prefix.clone()), *phase, previous);
+            let index = table.add(RouteName::Prefix(prefix.clone()), *phase);
             table.prefixes.push((prefix.as_bytes().into(), index));
         }
         table.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
         for (first, last, phase) in &spec.ranges {
-            let index = table.add(RouteName::Range(*first, *last), *phase, previous);
+            let index = table.add(RouteName::Range(*first, *last), *phase);
             table.ranges.push((*first, *last, index));
         }
         table.ranges.sort_unstable();
         for (id, phase) in &spec.providers {
-            let index = table.add(RouteName::Provider(id.clone()), *phase, previous);
+            let index = table.add(RouteName::Provider(id.clone()), *phase);
             table.exact.insert(id.as_bytes().into(), index);
         }
+        table.inherit(previous);
         table.is_cluster_read = table.routes.iter().any(|route| route.phase.leader() == Side::Cluster);
         table.is_standalone_read = table.routes.iter().any(|route| route.phase != Phase::Cluster);
         table.is_all_standalone = table.routes.iter().all(|route| route.phase == Phase::Standalone);
         table
     }
 
-    fn add(&mut self, name: RouteName, phase: Phase, previous: Option<&Table>) -> u32 {
-        let before = previous.and_then(|table| table.covering(&name));
-        let since = before.filter(|before| before.phase == phase).map_or(self.version, |before| before.since);
-        let dual = phase.is_dual().then(|| {
-            match before {
-                Some(Route { name: covering, dual: Some(dual), .. }) if *covering == name => dual.clone(),
-                // A share of what another line covered: it begins with what was known of that line.
-                Some(Route { dual: Some(dual), .. }) => {
-                    let own = DualState::new(dual.coverage());
-                    own.set_in_doubt(dual.is_in_doubt() || dual.divergence() > 0);
-                    Arc::new(own)
-                }
-                Some(Route { phase: Phase::Cluster, .. }) => Arc::new(DualState::new(Coverage::ClusterOnly)),
-                _ => Arc::new(DualState::new(Coverage::StandaloneOnly)),
-            }
-        });
+    fn add(&mut self, name: RouteName, phase: Phase) -> u32 {
         let hash = name.route_hash();
-        self.routes.push(Route { name, phase, since, dual, hash });
+        self.routes.push(Route { name, phase, since: self.version, dual: None, hash });
         (self.routes.len() - 1) as u32
+    }
+
+    /// Gives each line what is known of its keys: of those that took them, the least.
+    fn inherit(&mut self, previous: Option<&Table>) {
+        let mut pasts: HashMap<RouteName, Vec<&Route>> = HashMap::new();
+        for Piece { before, after, .. } in previous.iter().flat_map(|previous| pieces(previous, self)) {
+            let past = pasts.entry(after.name.clone()).or_default();
+            // Most lines are a piece, and the pieces of the others come from few.
+            if !past.iter().any(|known| known.name == before.name) {
+                past.push(before);
+            }
+        }
+        for route in &mut self.routes {
+            let past = pasts.get(&route.name).map_or(&[][..], |past| past);
+            if !past.is_empty() && past.iter().all(|before| before.phase == route.phase) {
+                route.since = past.iter().map(|before| before.since).max().unwrap_or(self.version);
+            }
+            route.dual = route.phase.is_dual().then(|| match past {
+                [Route { name, dual: Some(dual), .. }] if *name == route.name => dual.clone(),
+                _ => Arc::new(DualState::heir(past, &self.generations)),
+            });
+        }
     }
 
     /// The table's number; grows with each adoption.
@@ -303,8 +361,13 @@ impl Table {
         if self.ranges.is_empty() {
             return &self.routes[NEW_PROVIDERS];
         }
+        let number = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
+        number.map_or(&self.routes[NEW_PROVIDERS], |number| self.range_route(number))
+    }
+
+    /// The route of the ids around a number that have no line of their own.
+    fn range_route(&self, number: u64) -> &Route {
         let in_range = || {
-            let number: u64 = std::str::from_utf8(id).ok()?.parse().ok()?;
             let after = self.ranges.partition_point(|(first, ..)| *first <= number);
             let (_, last, index) = self.ranges.get(after.checked_sub(1)?)?;
             (number <= *last).then_some(*index)
@@ -322,14 +385,12 @@ impl Table {
         self.covering(name).filter(|route| route.name == *name)
     }
 
-    /// The route that covers what `name` names: its own line, or the one whose keys it would take over.
+    /// The route that covers what `name` names: its own line, or the one whose keys it would take over; of a range, the one
+    /// at its first end.
     pub fn covering(&self, name: &RouteName) -> Option<&Route> {
         match name {
             RouteName::Provider(id) => Some(self.provider_route(id.as_bytes())),
-            RouteName::Range(first, _) => {
-                let own = self.routes.iter().find(|route| route.name == *name);
-                own.or_else(|| Some(self.provider_route(first.to_string().as_bytes())))
-            }
+            RouteName::Range(first, _) => Some(self.range_route(*first)),
             RouteName::Prefix(prefix) => {
                 let own = self.prefixes.iter().find(|(known, _)| prefix.as_bytes().starts_with(known));
                 self.routes.get(own.map_or(OTHER_KEYS, |(_, index)| *index as usize))
@@ -443,5 +504,55 @@ pub(crate) mod tests {
         next.providers[0].1 = Phase::DualCluster;
         let second = Table::build(&next, 2, Some(&first));
         assert_eq!(second.provider_route(b"42").dual.as_ref().unwrap().coverage(), Coverage::Both);
+    }
+
+    #[test]
+    fn a_line_that_takes_keys_over_is_known_to_hold_the_least_of_what_was() {
+        let spec = |ranges: &[(u64, u64, Phase)], providers: &[(&str, Phase)]| RoutingSpec {
+            ranges: ranges.to_vec(),
+            providers: providers.iter().map(|(id, phase)| (id.to_string(), *phase)).collect(),
+            ..spec()
+        };
+        let dual = Phase::DualStandalone;
+        let first = Table::build(&spec(&[(100, 199, dual)], &[("250", dual)]), 1, None);
+        let range = first.provider_route(b"150").dual.clone().unwrap();
+        range.set_coverage(Coverage::Both);
+        let of = |table: &Table, id: &str| table.provider_route(id.as_bytes()).dual.clone().unwrap();
+        let longer = Table::build(&spec(&[(100, 299, dual)], &[("250", dual)]), 2, Some(&first));
+        assert_eq!(of(&longer, "150").coverage(), Coverage::StandaloneOnly, "200 to 299 were never copied");
+        let whole = Table::build(&spec(&[(100, 299, dual)], &[]), 2, Some(&first));
+        assert_eq!(of(&whole, "150").coverage(), Coverage::StandaloneOnly);
+        let shorter = Table::build(&spec(&[(100, 149, dual)], &[("250", dual)]), 2, Some(&first));
+        assert!(of(&shorter, "120").is_synced());
+        let named = Table::build(&spec(&[(100, 199, dual)], &[("150", dual), ("250", dual)]), 2, Some(&first));
+        assert!(of(&named, "150").is_synced() && Arc::ptr_eq(&of(&named, "151"), &range));
+        range.set_in_doubt(true);
+        assert!(
+            Table::build(&spec(&[(100, 149, dual)], &[]), 2, Some(&first))
+                .provider_route(b"120")
+                .dual
+                .as_ref()
+                .unwrap()
+                .is_in_doubt()
+        );
+    }
+
+    #[test]
+    fn no_generation_is_given_twice_in_a_run() {
+        let first = Table::build(&spec(), 1, None);
+        let mut seen = std::collections::BTreeSet::new();
+        let mut note = |table: &Table| {
+            let dual = table.provider_route(b"42").dual.clone()?;
+            assert!(seen.insert(dual.generation()));
+            dual.set_in_doubt(true);
+            assert!(seen.insert(dual.generation()));
+            Some(())
+        };
+        note(&first);
+        let mut away = spec();
+        away.providers[0].1 = Phase::Standalone;
+        let second = Table::build(&away, 2, Some(&first));
+        note(&Table::build(&spec(), 3, Some(&second)));
+        assert_eq!(seen.len(), 4);
     }
 }

@@ -8,7 +8,6 @@ mod clients;
 mod commands;
 mod flush;
 mod keyspace;
-mod listener;
 mod local;
 mod pubsub;
 mod refused;

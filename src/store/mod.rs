@@ -5,7 +5,6 @@
 //! never converted.
 
 mod cluster;
-mod connect;
 pub mod link;
 mod loss;
 pub mod private_link;

@@ -12,6 +12,7 @@ pub const PURE: &[&str] = &[
     "src/slot.rs",
     "src/dual/lane.rs",
     "src/dual/gate.rs",
+    "src/dual/install.rs",
     "src/dual/effect.rs",
 ];
 

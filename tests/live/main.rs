@@ -21,4 +21,3 @@ mod protocol;
 mod subscribers;
 mod succession;
 mod tagged;
-mod tls;

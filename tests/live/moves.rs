@@ -29,7 +29,7 @@ fn a_saved_file_is_adopted_and_a_file_that_skips_a_phase_changes_nothing() {
         "{reason}"
     );
     assert!(proxy.http("/metrics").1.contains("cutover_table_refused 1"));
-    assert!(proxy.log().contains("refused"), "{}", proxy.log());
+    eventually("the log tells", || proxy.log().contains("refused"));
     proxy.edit(|settings| settings.phase("10", "standalone"));
     eventually("a good file ends the refusal", || proxy.table()["refused"].is_null());
     assert_eq!(phase_of(&proxy.table(), "10"), "standalone");

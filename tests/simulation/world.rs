@@ -1,12 +1,22 @@
-//! Two stores, a link to each, one lane, and what clients were told.
+//! Several workers, their clients, two stores, a disk, the control thread and a walk: everything around the pure parts, in any
+//! order of events. What must hold is looked at after each.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use cutover::dual::gate::{Gate, Ticket};
+use cutover::dual::adopt;
+use cutover::dual::install::recount;
+use cutover::dual::journal;
 use cutover::dual::lane::{Fetched, Lane, Mode, Order, Outcome, Work};
-use cutover::routing::{Ack, Coverage, Phase, Side};
+use cutover::dual::state::{Memory, Snapshot};
+use cutover::routing::{Ack, ClusterKeys};
+use cutover::routing::{Pattern, Patterns, Phase, Plan, RoutingSpec, Side, Table};
 use fastrand::Rng;
+
+use crate::Key;
+use crate::control::{Control, Walk};
+use crate::truth::{Command, Truth, Value};
+use crate::worker::{Answer, Copy, Deed, Guarded, Item, Message, Op, Purpose, Waiter, Worker, place};
 
 /// What is done wrong on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,245 +30,238 @@ pub enum Bug {
     TombstoneLost,
     /// An unclean stop puts nothing in doubt.
     DoubtForgotten,
+    /// A worker goes on under the new table while others have the old one.
+    OpenedOneByOne,
+    /// The drain of the lanes does not wait for copies that began anew.
+    CopyOutlivesDrain,
+    /// What a walk found out is written down beside an adoption.
+    KnowledgeBesideFlip,
+    /// Diverged keys stay counted where they were when another line takes them over.
+    CountLeftBehind,
+    /// The clean end of the last run stays on the disk where the table was edited in a way that is refused.
+    CleanWhileRunning,
+    /// The stale keys of an earlier stay on the cluster are forgotten where the table was edited while the program was down.
+    StaleForgotten,
 }
 
-/// A value is the list of the writes that made it; none: the key is absent.
-type Value = Option<Vec<u32>>;
-
-/// What a client asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Command {
-    Read,
-    Set(u32),
-    Append(u32),
-    /// As INCR: the leader's answer is the whole value.
-    Count(u32),
-    /// As a script that appends: only a copy repeats it.
-    Script(u32),
-    Delete,
-}
-
-impl Command {
-    fn work(self) -> Work {
-        match self {
-            Self::Read => Work::Read,
-            Self::Set(_) | Self::Delete => Work::Overwrite,
-            Self::Append(_) => Work::Update,
-            Self::Count(_) => Work::Resolve,
-            Self::Script(_) => Work::Opaque,
-        }
-    }
-
-    fn apply(self, before: &Value) -> Value {
-        match self {
-            Self::Read => before.clone(),
-            Self::Set(id) => Some(vec![id]),
-            Self::Append(id) | Self::Count(id) | Self::Script(id) => {
-                let mut value = before.clone().unwrap_or_default();
-                value.push(id);
-                Some(value)
-            }
-            Self::Delete => None,
-        }
-    }
-}
-
-/// What travels on a link.
+/// A client's request.
 #[derive(Clone, Debug)]
-enum Item {
-    Lead { op: usize, follow: bool },
-    Effect { op: usize },
-    Dump { key: Bytes },
-    Restore { key: Bytes, value: Value },
-    FetchDump { key: Bytes },
-    FetchRestore { key: Bytes, value: Value },
+enum Request {
+    Keyed { key: Key, command: Command, number: u64 },
+    Outside { keys: Vec<Key>, deed: Deed, holds: bool },
 }
 
-/// One operation in the lane.
-#[derive(Clone, Debug)]
-struct Op {
-    key: Bytes,
-    command: Command,
-    /// For a walk of the backfill, not a client.
-    is_walk: bool,
-    in_lane: bool,
-    /// What was possible before it ran on the leader, if it did and nobody was told yet.
-    before: Vec<Value>,
-    /// What the leader answered to a `Count`.
-    result: Value,
-    /// Its client gets an error that says nothing.
-    is_lost: bool,
-    ticket: Ticket,
+/// A client: what it has sent and its session has not taken up yet, and how many answers are open.
+#[derive(Debug, Default)]
+struct Client {
+    worker: usize,
+    queue: VecDeque<Request>,
+    open: usize,
+    /// A command outside of the lanes runs; everything behind it waits.
+    is_busy: bool,
+    sent: u64,
+}
+
+/// What outlives a crash.
+#[derive(Debug, Default)]
+pub struct Disk {
+    /// The journal's bytes, of which the first so many are synced.
+    journal: Vec<u8>,
+    synced: usize,
+    pub state: Option<Snapshot>,
+    pub memory: Memory,
+}
+
+impl Disk {
+    pub fn save(&mut self, snapshot: Snapshot) {
+        self.memory.note(&snapshot);
+        self.state = Some(snapshot);
+    }
 }
 
 /// See the module.
 pub struct World {
-    rng: Rng,
-    bug: Bug,
-    lane: Lane<usize>,
-    gate: Gate,
-    phase: Phase,
-    coverage: Coverage,
-    in_doubt: bool,
-    acks: Ack,
-    generation: u32,
-    stores: HashMap<Side, BTreeMap<Bytes, Vec<u32>>>,
-    links: HashMap<Side, VecDeque<Item>>,
-    follower_down: bool,
-    ops: BTreeMap<usize, Op>,
-    dumps: HashMap<Bytes, Value>,
-    journal: BTreeSet<Bytes>,
-    journaling: VecDeque<Bytes>,
-    diverged: BTreeSet<Bytes>,
-    /// What a client may see now.
-    possible: BTreeMap<Bytes, Vec<Value>>,
-    /// A backfill: what is still to be walked, and what is in flight of it.
-    walk: Option<Walk>,
+    pub rng: Rng,
+    pub bug: Bug,
+    pub keys: Vec<Key>,
+    pub workers: Vec<Worker>,
+    clients: Vec<Client>,
+    pub truth: Truth,
+    pub control: Control,
+    pub disk: Disk,
+    /// What the journal's thread has not written yet; a worker waits for an addition.
+    journaling: VecDeque<(u8, Key, Option<usize>)>,
+    down: [bool; 2],
     next: usize,
     /// An answer that came too early.
     early: Option<String>,
+    /// Whether the story is kept: telling takes longer than doing.
+    is_told: bool,
     story: Vec<String>,
 }
 
-#[derive(Debug)]
-struct Walk {
-    left: Vec<Bytes>,
-    open: usize,
-    failed: bool,
-    is_touch: bool,
+/// What can go on.
+#[derive(Clone, Copy)]
+enum Ready {
+    Link,
+    Answer,
+    Inbox,
+    Told,
 }
 
-const KEYS: u8 = 3;
-const ROUTE: u64 = 7;
+const WORKERS: usize = 3;
+const CLIENTS: usize = 4;
+/// Requests that a client sends without waiting.
+const PIPELINE: usize = 3;
+
+pub fn spec(providers: &[(&str, Phase)], ranges: &[(u64, u64, Phase)], new_providers: Phase, ack: Ack) -> RoutingSpec {
+    RoutingSpec {
+        keys: Patterns(vec![Pattern::parse("provider:{provider}:*").expect("a pattern")]),
+        new_providers,
+        other_keys: Phase::Standalone,
+        pubsub: Phase::Standalone,
+        ack,
+        cluster_keys: ClusterKeys::Same,
+        prefixes: Vec::new(),
+        providers: providers.iter().map(|(id, phase)| (id.to_string(), *phase)).collect(),
+        ranges: ranges.to_vec(),
+        force: Vec::new(),
+    }
+}
 
 impl World {
-    pub fn new(seed: u64, bug: Bug) -> Self {
+    pub fn new(seed: u64, bug: Bug, is_told: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let mut standalone = BTreeMap::new();
-        let mut possible = BTreeMap::new();
-        for number in 0..KEYS {
-            let key = Bytes::from(vec![b'a' + number]);
-            let value = rng.bool().then(|| vec![u32::MAX - u32::from(number)]);
-            if let Some(value) = &value {
-                standalone.insert(key.clone(), value.clone());
+        // One provider is enough for most of it; the other two show what a line that covers many takes along.
+        let keys: Vec<Key> = ["7:a", "7:b", "8:c"].map(|name| Key::from(format!("provider:{name}"))).into();
+        let phase = Phase::ALL[rng.usize(..4)];
+        let rest = if rng.u32(..3) == 0 { Phase::DualStandalone } else { Phase::Standalone };
+        let ack = if rng.u32(..4) == 0 { Ack::Both } else { Ack::Leader };
+        let file = spec(&[("7", phase)], &[], rest, ack);
+        let table = Arc::new(Table::build(&file, 1, None));
+        // At a first start all keys are on the standalone, or, in phase `cluster`, where that says.
+        let mut stores = [BTreeMap::new(), BTreeMap::new()];
+        for (number, key) in keys.iter().enumerate() {
+            let is_moved = table.route_of(key).0.phase == Phase::Cluster;
+            if rng.u32(..4) > 0 {
+                stores[usize::from(is_moved)].insert(key.clone(), vec![u32::MAX - number as u32]);
             }
-            possible.insert(key, vec![value]);
         }
+        let mut disk = Disk { journal: journal::HEADER.to_vec(), synced: journal::HEADER.len(), ..Disk::default() };
+        disk.save(adopt::snapshot_of(&table, false));
         Self {
             rng,
             bug,
-            lane: Lane::new(2),
-            gate: Gate::default(),
-            phase: Phase::DualStandalone,
-            coverage: Coverage::StandaloneOnly,
-            in_doubt: false,
-            acks: Ack::Leader,
-            generation: 0,
-            stores: HashMap::from([(Side::Standalone, standalone), (Side::Cluster, BTreeMap::new())]),
-            links: HashMap::from([(Side::Standalone, VecDeque::new()), (Side::Cluster, VecDeque::new())]),
-            follower_down: false,
-            ops: BTreeMap::new(),
-            dumps: HashMap::new(),
-            journal: BTreeSet::new(),
+            truth: Truth::new(&keys, stores),
+            keys,
+            workers: (0..WORKERS).map(|_| Worker::new(table.clone())).collect(),
+            clients: (0..CLIENTS).map(|number| Client { worker: number % WORKERS, ..Client::default() }).collect(),
+            control: Control::new(table, file),
+            disk,
             journaling: VecDeque::new(),
-            diverged: BTreeSet::new(),
-            possible,
-            walk: None,
+            down: [false; 2],
             next: 0,
             early: None,
+            is_told,
             story: Vec::new(),
         }
     }
 
     /// The last things that happened.
     pub fn story(&self) -> String {
-        self.story[self
-            .story
-            .len()
-            .saturating_sub(std::env::var("STORY").map_or(60, |text| text.parse().expect("a number")))..]
-            .join("\n")
+        let lines = std::env::var("STORY").map_or(80, |text| text.parse().expect("a number"));
+        self.story[self.story.len().saturating_sub(lines)..].join("\n")
     }
 
-    fn tell(&mut self, what: String) {
-        self.story.push(what);
-    }
-
-    fn leader(&self) -> Side {
-        self.phase.leader()
-    }
-
-    fn mode(&self) -> Mode {
-        match self.coverage {
-            Coverage::StandaloneOnly if self.phase == Phase::DualCluster => Mode::FirstTouch,
-            coverage => {
-                let synced = coverage == Coverage::Both && !self.in_doubt;
-                if self.acks == Ack::Both { Mode::Both { synced } } else { Mode::Mirror { synced } }
-            }
+    pub fn tell(&mut self, what: impl FnOnce() -> String) {
+        if self.is_told {
+            self.story.push(what());
         }
     }
 
-    fn key(&mut self) -> Bytes {
-        Bytes::from(vec![b'a' + self.rng.u8(..KEYS)])
+    fn lane_of(&self, key: &Key) -> usize {
+        self.keys.iter().position(|known| known == key).expect("every key") % WORKERS
+    }
+
+    fn generation(&self, plan: &Plan) -> u32 {
+        generation_of(self.bug, plan)
+    }
+
+    fn number(&mut self) -> usize {
+        self.next += 1;
+        self.next
     }
 
     /// One thing happens.
     pub fn step(&mut self) -> Result<(), String> {
-        match self.rng.u32(..100) {
-            0..35 => self.arrive(),
-            35..60 => self.serve(Side::Standalone)?,
-            60..85 => self.serve(Side::Cluster)?,
-            85..88 => self.write_journal(),
-            88..90 => self.repair(),
-            90..92 => self.lose(Side::Standalone)?,
-            92..94 => self.lose(Side::Cluster)?,
-            94 => self.follower_down = !self.follower_down,
-            95 if self.rng.bool() => self.crash(),
-            // A new table, which closes nothing as no route flips.
-            95 => {
-                self.acks = if self.acks == Ack::Leader { Ack::Both } else { Ack::Leader };
-                self.tell(format!("ack = {:?}", self.acks));
+        match self.rng.u32(..400) {
+            0..45 => self.ask(),
+            45..95 => self.take_up(),
+            95..290 => self.go_on()?,
+            290..300 => self.write_journal(),
+            300..320 => self.tick(),
+            320..322 => self.lose()?,
+            322 => {
+                let side = self.rng.usize(..2);
+                self.down[side] = !self.down[side];
             }
-            96..98 => self.flip()?,
-            _ => self.walk_on(),
+            323 => match self.rng.u32(..8) {
+                0..2 => self.crash()?,
+                2 => self.stop()?,
+                _ => {}
+            },
+            324..328 => self.edit(),
+            328 => self.leave(),
+            329..375 => self.control_step()?,
+            _ => self.walk_step(),
         }
         self.check()
     }
 
-    /// Everything that is in flight ends, what diverged is repaired, a whole walk is made: both stores must be equal.
+    /// Everything that is in flight ends, what diverged is repaired, whole walks are made: both stores must be equal.
     pub fn settle(&mut self) -> Result<(), String> {
-        self.follower_down = false;
-        self.gate.open();
-        for round in 0..100_000 {
-            let is_idle = self.links.values().all(VecDeque::is_empty) && self.journaling.is_empty();
-            if is_idle && self.lane.sizes() == (0, 0) && self.ops.is_empty() {
-                if self.coverage == Coverage::Both && !self.in_doubt {
-                    return self.compare();
+        self.down = [false; 2];
+        self.control.considers(true);
+        for _ in 0..20_000 {
+            for client in 0..CLIENTS {
+                self.take_up_of(client);
+            }
+            for worker in 0..WORKERS {
+                for side in [Side::Standalone, Side::Cluster] {
+                    self.serve(worker, side)?;
+                    self.hear_answer(worker, side);
                 }
-                self.walk_on();
+                self.hear_message(worker);
+                self.hear_told(worker);
+                self.tick_of(worker);
             }
-            self.serve(Side::Standalone)?;
-            self.serve(Side::Cluster)?;
             self.write_journal();
-            self.repair();
-            if self.walk.is_some() {
-                self.walk_on();
-            }
+            self.control_step()?;
+            self.walk_step();
             self.check()?;
-            if round == 99_999 {
-                return Err(format!("it never comes to rest: {:?} {:?}", self.lane.sizes(), self.ops));
+            let is_quiet = self.workers.iter().all(Worker::is_idle) && self.journaling.is_empty();
+            let is_answered = self.clients.iter().all(|client| client.queue.is_empty() && client.open == 0);
+            if is_quiet
+                && is_answered
+                && self.control.is_at_rest()
+                && self.workers.iter().all(|w| w.leftovers().is_none())
+            {
+                return self.compare();
             }
         }
-        Ok(())
+        let left: Vec<_> = self.workers.iter().filter_map(Worker::leftovers).collect();
+        Err(format!("it never comes to rest: {left:?} {:?} {:?}", self.clients, self.control))
     }
 
     fn compare(&self) -> Result<(), String> {
-        if self.stores[&Side::Standalone] != self.stores[&Side::Cluster] {
-            return Err(format!("the stores differ after a walk: {:?}", self.stores));
-        }
-        for (key, possible) in &self.possible {
-            let value = self.stores[&self.leader()].get(key).cloned();
-            if !possible.contains(&value) {
-                return Err(format!("{key:?} is {value:?}, possible {possible:?}"));
+        for key in &self.keys {
+            let plan = Plan::of(&self.control.table, key);
+            if plan.follower.is_some() && !self.truth.is_equal(key) {
+                return Err(format!("{key:?} differs after a walk: {}", self.truth.stores()));
+            }
+            let value = self.truth.value(plan.leader, key);
+            if !self.truth.possible(key).contains(&value) {
+                return Err(format!("{key:?} is {value:?}, possible {:?}", self.truth.possible(key)));
             }
         }
         Ok(())
@@ -269,428 +272,895 @@ impl World {
         if let Some(early) = &self.early {
             return Err(early.clone());
         }
-        if self.lane.sizes().1 != self.diverged.len() {
-            return Err(format!(
-                "the lane counts {} diverged keys, told of {}",
-                self.lane.sizes().1,
-                self.diverged.len()
-            ));
+        let table = &self.control.table;
+        if self.workers.iter().any(|worker| worker.table.version() != table.version()) {
+            return Ok(());
         }
-        // With one store leading and complete, its value is what clients see.
-        if self.mode() != Mode::FirstTouch {
-            for (key, possible) in &self.possible {
-                let value = self.stores[&self.leader()].get(key).cloned();
-                if !possible.contains(&value) {
-                    return Err(format!("{key:?} is {value:?} on the leader, possible {possible:?}"));
-                }
+        for key in &self.keys {
+            let plan = Plan::of(table, key);
+            // I1: where one store leads and is complete, its value is what clients see.
+            let value = self.truth.value(plan.leader, key);
+            if Mode::of(&plan) != Mode::FirstTouch && !self.truth.possible(key).contains(&value) {
+                return Err(format!("{key:?} is {value:?} on the leader, possible {:?}", self.truth.possible(key)));
+            }
+            let Some(dual) = &plan.dual else { continue };
+            let is_known = || self.workers.iter().any(|worker| worker.knows_of(key));
+            // I5: in a synced route a difference is under way, or remembered.
+            if dual.is_synced() && !self.truth.is_equal(key) && !is_known() {
+                return Err(format!("{key:?} differs and nobody knows: {}", self.truth.stores()));
+            }
+            // I3: what the follower has was whole on a leader once. A write that overtakes the copy of a guarded command
+            // is one that somebody knows of.
+            if !dual.is_in_doubt() && !self.truth.is_whole(plan.leader.other(), key) && !is_known() {
+                return Err(format!("{key:?} is a fragment and nobody knows: {}", self.truth.stores()));
+            }
+        }
+        // I5: what is counted is what the lanes remember.
+        for route in table.routes() {
+            let Some(dual) = &route.dual else { continue };
+            let is_own = |key: &&Key| table.route_of(key).0.name == route.name;
+            let known: usize = self.workers.iter().map(|worker| worker.lane.diverged().filter(is_own).count()).sum();
+            if dual.divergence() != known as u64 {
+                return Err(format!("route {} counts {}, the lanes know {known}", route.name, dual.divergence()));
             }
         }
         Ok(())
     }
 
-    fn arrive(&mut self) {
-        if self.gate.is_closed(ROUTE) {
+    /// A client sends something.
+    fn ask(&mut self) {
+        let client = self.rng.usize(..CLIENTS);
+        if self.clients[client].queue.len() + self.clients[client].open >= PIPELINE {
             return;
         }
-        let (key, id) = (self.key(), self.next as u32);
-        let command = match self.rng.u32(..10) {
+        let id = self.number() as u32;
+        self.clients[client].sent += 1;
+        let number = self.clients[client].sent;
+        let key = self.keys[self.rng.usize(..self.keys.len())].clone();
+        let command = match self.rng.u32(..12) {
             0..2 => Command::Read,
             2..4 => Command::Set(id),
-            4..6 => Command::Append(id),
+            4 => Command::Append(id),
+            5 => Command::Put(id),
             6 => Command::Count(id),
             7 => Command::Script(id),
-            _ => Command::Delete,
+            8..10 => Command::Delete,
+            _ => {
+                let other = self.keys[self.rng.usize(..self.keys.len())].clone();
+                let deed = if self.rng.u32(..3) == 0 { Deed::Rename } else { Deed::Append(id) };
+                let request = Request::Outside { keys: vec![key, other], deed, holds: self.rng.u32(..4) > 0 };
+                return self.clients[client].queue.push_back(request);
+            }
         };
-        self.tell(format!("arrive {} {key:?} {command:?} in {:?} {:?}", self.next, self.phase, self.mode()));
-        self.enter(key, command, false, command.work());
+        self.clients[client].queue.push_back(Request::Keyed { key, command, number });
     }
 
-    fn enter(&mut self, key: Bytes, command: Command, is_walk: bool, work: Work) -> usize {
-        let op = self.next;
-        self.next += 1;
-        let ticket = self.gate.enter(ROUTE);
-        self.ops.insert(
-            op,
-            Op {
-                key: key.clone(),
-                command,
-                is_walk,
-                in_lane: false,
-                before: Vec::new(),
-                result: None,
-                is_lost: false,
-                ticket,
-            },
-        );
-        let mut orders = Vec::new();
-        let mode = self.mode();
-        let in_lane = self.lane.arrive(&key, op, work, mode, self.generation, &mut orders);
-        if let Some(entry) = self.ops.get_mut(&op) {
-            entry.in_lane = in_lane;
+    fn take_up(&mut self) {
+        let client = self.rng.usize(..CLIENTS);
+        self.take_up_of(client);
+    }
+
+    /// A session takes up the next request, unless it has to wait.
+    fn take_up_of(&mut self, client: usize) {
+        let worker = self.clients[client].worker;
+        if self.clients[client].is_busy {
+            return;
         }
-        self.carry_out(orders);
-        op
+        let Some(request) = self.clients[client].queue.front().cloned() else { return };
+        let here = &self.workers[worker];
+        match request {
+            Request::Keyed { key, command, number } => {
+                let plan = here.plan(&key);
+                if here.pause.is_gated(&plan) {
+                    return;
+                }
+                self.clients[client].queue.pop_front();
+                self.clients[client].open += 1;
+                let ticket = here.pause.sessions.enter(plan.route_hash);
+                let op = self.number();
+                let entry =
+                    self.op_of(key.clone(), command, Purpose::Request { worker }, &plan, ticket, (client, number));
+                self.tell(|| {
+                    format!("client {client} asks {op}: {key:?} {command:?}, {} {:?}", plan.phase, Mode::of(&plan))
+                });
+                let owner = self.lane_of(&key);
+                if plan.follower.is_none() {
+                    self.workers[worker].sent.insert(op, entry);
+                    return self.workers[worker].links[place(plan.leader)].push_back(Item::Direct { op });
+                }
+                if owner == worker {
+                    self.workers[worker].pause.sessions.leave(ticket);
+                    return self.enter_lane(owner, op, entry, command.work());
+                }
+                self.workers[worker].sent.insert(op, entry);
+                self.workers[owner].inbox.push_back(Message::Lane { op, worker });
+            }
+            Request::Outside { keys, deed, holds } => {
+                let plans: Vec<Plan> = keys.iter().map(|key| here.plan(key)).collect();
+                if self.clients[client].open > 0 || plans.iter().any(|plan| here.pause.is_gated(plan)) {
+                    return;
+                }
+                self.clients[client].queue.pop_front();
+                self.clients[client].is_busy = true;
+                self.begin_outside(client, keys, plans, deed, holds);
+            }
+        }
     }
 
-    fn carry_out(&mut self, orders: Vec<Order<usize>>) {
-        let (leader, follower) = (self.leader(), self.leader().other());
+    fn op_of(
+        &self,
+        key: Key,
+        command: Command,
+        purpose: Purpose,
+        plan: &Plan,
+        ticket: cutover::dual::gate::Ticket,
+        order: (usize, u64),
+    ) -> Op {
+        Op {
+            key,
+            command,
+            purpose,
+            order,
+            leader: plan.leader,
+            generation: self.generation(plan),
+            in_lane: false,
+            ran: None,
+            result: None,
+            is_lost: false,
+            ticket,
+        }
+    }
+
+    /// An operation arrives in its lane; `entry` gets the lane's own plan and ticket.
+    fn enter_lane(&mut self, worker: usize, op: usize, entry: Op, work: Work) {
+        let here = &mut self.workers[worker];
+        let plan = here.plan(&entry.key);
+        let ticket = here.pause.lanes.enter(plan.route_hash);
+        let (key, mode, generation) = (entry.key.clone(), Mode::of(&plan), self.generation(&plan));
+        let here = &mut self.workers[worker];
+        here.ops.insert(op, Op { leader: plan.leader, generation, ticket, ..entry });
+        let mut orders = Vec::new();
+        let in_lane = here.lane.arrive(&key, op, work, mode, generation, &mut orders);
+        here.ops.get_mut(&op).expect("just put in").in_lane = in_lane;
+        self.carry_out(worker, orders);
+    }
+
+    pub fn carry_out(&mut self, worker: usize, orders: Vec<Order<usize>>) {
         for order in orders {
-            self.tell(format!("  {order:?}"));
+            self.tell(|| format!("  worker {worker}: {order:?}"));
             match order {
-                Order::Lead { op, follow } => self.send(leader, Item::Lead { op, follow }),
-                Order::Follow { op } => self.send(follower, Item::Effect { op }),
-                Order::Dump { key } => self.send(leader, Item::Dump { key }),
+                Order::Lead { op, follow } => {
+                    let leader = self.workers[worker].ops[&op].leader;
+                    self.send(worker, leader, Item::Lead { op, follow });
+                }
+                Order::Follow { op } => {
+                    let follower = self.workers[worker].ops[&op].leader.other();
+                    self.send(worker, follower, Item::Effect { op });
+                }
+                Order::Dump { key } => self.copy(worker, key, |key, copy| (copy.leader, Item::Dump { key, copy })),
                 Order::Restore { key } => {
-                    let value = self.dumps.remove(&key).flatten();
-                    self.send(follower, Item::Restore { key, value });
+                    let Some((value, number)) = self.workers[worker].dumps.remove(&key) else { continue };
+                    self.copy(worker, key, |key, copy| {
+                        (copy.leader.other(), Item::Restore { key, value, number, copy })
+                    });
                 }
-                Order::Fetch { key } => self.send(follower, Item::FetchDump { key }),
-                Order::Journal { key } => self.journaling.push_back(key),
+                Order::Fetch { key } => {
+                    self.copy(worker, key, |key, copy| (copy.leader.other(), Item::FetchDump { key, copy }));
+                }
+                Order::Journal { key } => self.journaling.push_back((journal::ADD, key, Some(worker))),
                 Order::Reply { op } => {
-                    self.check_reply(op);
-                    self.end(op, true);
+                    self.check_reply(worker, op);
+                    self.finish(worker, op, Ok(()));
                 }
-                Order::Unavailable { op } => self.end(op, false),
-                Order::Granted { .. } => {}
-                Order::Diverged { key } => drop(self.diverged.insert(key)),
+                Order::Unavailable { op } => self.finish(worker, op, Err(())),
+                Order::Granted { op } => {
+                    let granted = match self.workers[worker].ops.get_mut(&op).map(|entry| &mut entry.purpose) {
+                        Some(Purpose::Hold { granted, .. }) => granted.take(),
+                        _ => None,
+                    };
+                    granted.into_iter().for_each(|waiter| self.told(waiter, Ok(())));
+                }
+                Order::Diverged { key } => self.count(worker, &key, 1),
                 Order::Repaired { key } => {
-                    self.diverged.remove(&key);
-                    self.journal.remove(&key);
+                    self.count(worker, &key, -1);
+                    self.journaling.push_back((journal::REMOVE, key, None));
                 }
             }
         }
+    }
+
+    fn count(&mut self, worker: usize, key: &Key, by: i64) {
+        let _ = self.workers[worker].plan(key).dual.inspect(|dual| dual.add_divergence(by));
+    }
+
+    /// A copy counts in the lanes' gate; without a follower there is nothing to copy to.
+    fn copy(&mut self, worker: usize, key: Key, item: impl FnOnce(Key, Copy) -> (Side, Item)) {
+        let plan = self.workers[worker].plan(&key);
+        if plan.follower.is_none() {
+            return self.workers[worker].lane.abandon(&key);
+        }
+        let ticket = self.workers[worker].pause.lanes.enter(plan.route_hash);
+        let (side, item) = item(key, Copy { generation: self.generation(&plan), leader: plan.leader, ticket });
+        self.send(worker, side, item);
+    }
+
+    fn send(&mut self, worker: usize, side: Side, item: Item) {
+        let is_follower = matches!(item, Item::Effect { .. } | Item::Restore { .. });
+        let link = &mut self.workers[worker].links[place(side)];
+        if self.bug == Bug::OrderSwapped && is_follower && !link.is_empty() {
+            return link.push_front(item);
+        }
+        link.push_back(item);
     }
 
     /// Whoever waits for both stores hears when both have the write, or the journal says that the follower lacks it.
-    fn check_reply(&mut self, op: usize) {
-        let Some(entry) = self.ops.get(&op).filter(|entry| entry.in_lane && !entry.is_walk && !entry.is_lost) else {
+    fn check_reply(&mut self, worker: usize, op: usize) {
+        let Some(entry) = self.workers[worker].ops.get(&op) else { return };
+        let is_client = matches!(entry.purpose, Purpose::Request { .. });
+        if !entry.in_lane || !is_client || entry.is_lost || entry.ran.is_none() {
             return;
-        };
-        let key = entry.key.clone();
-        let is_equal = self.stores[&Side::Standalone].get(&key) == self.stores[&Side::Cluster].get(&key);
-        if !is_equal && !self.journal.contains(&key) {
-            self.early = Some(format!("{op} on {key:?} was answered before both stores had it: {:?}", self.stores));
+        }
+        let (open, _) = journal::recover(&self.disk.journal[..self.disk.synced]);
+        let number = entry.ran.as_ref().map_or(0, |ran| ran.number);
+        if !self.truth.has_followed(&entry.key, number) && !open.contains(&entry.key) {
+            let (key, stores) = (&entry.key, self.truth.stores());
+            self.early = Some(format!("{op} on {key:?} was answered before both stores had it: {stores}"));
         }
     }
 
-    fn send(&mut self, side: Side, item: Item) {
-        let link = self.links.get_mut(&side).expect("both sides");
-        let swaps = self.bug == Bug::OrderSwapped && side != self.phase.leader() && !link.is_empty();
-        if swaps {
-            link.push_front(item);
+    /// The lane is done with an operation.
+    fn finish(&mut self, worker: usize, op: usize, outcome: Result<(), ()>) {
+        let Some(entry) = self.workers[worker].ops.remove(&op) else { return };
+        self.workers[worker].pause.lanes.leave(entry.ticket);
+        match entry.purpose {
+            Purpose::Request { worker: from } => self.answer(worker, from, op, entry.order.0),
+            Purpose::Copy(Some(waiter)) => self.told(waiter, outcome),
+            Purpose::Hold { granted: Some(waiter), .. } | Purpose::Hold { released: Some(waiter), .. } => {
+                self.told(waiter, outcome);
+            }
+            Purpose::Copy(None) | Purpose::Hold { .. } => {}
+        }
+    }
+
+    fn answer(&mut self, worker: usize, from: usize, op: usize, client: usize) {
+        if worker == from {
+            self.clients[client].open -= 1;
         } else {
-            link.push_back(item);
+            self.workers[from].inbox.push_back(Message::Reply { op });
         }
     }
 
-    /// An operation is over and its client is told.
-    fn end(&mut self, op: usize, good: bool) {
-        let Some(entry) = self.ops.remove(&op) else { return };
-        self.gate.leave(entry.ticket);
-        if entry.is_walk
-            && let Some(walk) = &mut self.walk
-        {
-            walk.open -= 1;
-            walk.failed |= !good;
+    fn forget(&mut self, worker: usize, op: usize) {
+        if let Some(entry) = self.workers[worker].ops.remove(&op) {
+            self.workers[worker].pause.lanes.leave(entry.ticket);
         }
     }
 
-    /// A store takes the next item of its link.
-    fn serve(&mut self, side: Side) -> Result<(), String> {
-        if self.follower_down && side != self.leader() {
+    fn told(&mut self, waiter: Waiter, outcome: Result<(), ()>) {
+        match waiter {
+            Waiter::Walk(number) => self.control.walk_told(number, outcome),
+            Waiter::Guard { worker, guard } => self.workers[worker].told.push_back((guard, outcome)),
+        }
+    }
+
+    /// A store, a worker's inbox or a guard that has something to do goes on.
+    fn go_on(&mut self) -> Result<(), String> {
+        let mut ready = Vec::new();
+        for (number, worker) in self.workers.iter().enumerate() {
+            for side in [Side::Standalone, Side::Cluster] {
+                let is_served = !worker.links[place(side)].is_empty() && !self.down[place(side)];
+                ready.extend(is_served.then_some((number, side, Ready::Link)));
+                ready.extend((!worker.answers[place(side)].is_empty()).then_some((number, side, Ready::Answer)));
+            }
+            ready.extend((!worker.inbox.is_empty()).then_some((number, Side::Standalone, Ready::Inbox)));
+            ready.extend((!worker.told.is_empty()).then_some((number, Side::Standalone, Ready::Told)));
+        }
+        if ready.is_empty() {
             return Ok(());
         }
-        let Some(item) = self.links.get_mut(&side).and_then(VecDeque::pop_front) else { return Ok(()) };
-        self.tell(format!("{side} takes {item:?}"));
-        let answer = self.apply(side, &item)?;
-        self.hear(item, Outcome::Done, answer);
+        let (worker, side, what) = ready[self.rng.usize(..ready.len())];
+        match what {
+            Ready::Link => self.serve(worker, side)?,
+            Ready::Answer => self.hear_answer(worker, side),
+            Ready::Inbox => self.hear_message(worker),
+            Ready::Told => self.hear_told(worker),
+        }
         Ok(())
     }
 
-    /// What an item does to a store; gives the value that a dump answers.
-    fn apply(&mut self, side: Side, item: &Item) -> Result<Value, String> {
+    /// A store takes the next item of a link; now and then it refuses what it could do.
+    fn serve(&mut self, worker: usize, side: Side) -> Result<(), String> {
+        if self.down[place(side)] {
+            return Ok(());
+        }
+        let Some(item) = self.workers[worker].links[place(side)].pop_front() else { return Ok(()) };
+        let may_refuse =
+            matches!(item, Item::Lead { .. } | Item::Effect { .. } | Item::Restore { .. } | Item::Direct { .. });
+        if may_refuse && self.control.is_hostile() && self.rng.u32(..40) == 0 {
+            self.tell(|| format!("the {side} refuses {item:?}"));
+            let answer = Answer { item, outcome: Outcome::Refused, value: None, number: 0 };
+            self.workers[worker].answers[place(side)].push_back(answer);
+            return Ok(());
+        }
+        self.tell(|| format!("the {side} takes {item:?} of worker {worker}"));
+        let (value, number) = self.apply(worker, side, &item)?;
+        self.workers[worker].answers[place(side)].push_back(Answer { item, outcome: Outcome::Done, value, number });
+        Ok(())
+    }
+
+    /// What an item does to a store; gives what it answers.
+    fn apply(&mut self, worker: usize, side: Side, item: &Item) -> Result<(Value, u64), String> {
+        let nothing = Ok((None, 0));
         match item {
-            Item::Lead { op, .. } => {
-                let Some(entry) = self.ops.get_mut(op) else { return Ok(None) };
-                let (key, command) = (entry.key.clone(), entry.command);
-                let before = self.stores[&side].get(&key).cloned();
-                let possible = self.possible.get_mut(&key).expect("every key");
-                // An overwrite does not look at what was there.
-                if command.work() != Work::Overwrite && !possible.contains(&before) {
-                    return Err(format!("{command:?} finds {before:?} in {key:?}, possible {possible:?}"));
-                }
-                let after = command.apply(&before);
-                if command != Command::Read {
-                    // If nobody hears of it, what was possible before is so again.
-                    let earlier = std::mem::replace(possible, vec![after.clone()]);
-                    entry.before = if command.work() == Work::Overwrite { earlier } else { vec![before] };
-                    entry.result = after.clone();
-                    self.put(side, &key, after);
-                } else {
-                    *possible = vec![after];
-                }
-                Ok(None)
+            Item::Direct { op } | Item::Lead { op, .. } => {
+                let here = &mut self.workers[worker];
+                let known =
+                    if matches!(item, Item::Direct { .. }) { here.sent.get_mut(op) } else { here.ops.get_mut(op) };
+                let Some(entry) = known else { return nothing };
+                entry.ran = Some(self.truth.lead(side, &entry.key, entry.command, entry.order)?);
+                entry.result = self.truth.value(side, &entry.key);
+                nothing
             }
             Item::Effect { op } => {
-                if let Some(entry) = self.ops.get(op).cloned() {
-                    let after = match entry.command {
-                        Command::Count(_) => entry.result.clone(),
-                        command => command.apply(&self.stores[&side].get(&entry.key).cloned()),
-                    };
-                    self.put(side, &entry.key, after);
-                }
-                Ok(None)
+                let Some(entry) = self.workers[worker].ops.get(op) else { return nothing };
+                let after = match entry.command {
+                    Command::Count(_) => entry.result.clone(),
+                    command => command.apply(&self.truth.value(side, &entry.key)),
+                };
+                let number = entry.ran.as_ref().map_or(0, |ran| ran.number);
+                self.truth.follow(side, &entry.key, number, after.clone())?;
+                Ok((after, number))
             }
-            Item::Dump { key } | Item::FetchDump { key } => Ok(self.stores[&side].get(key).cloned()),
-            Item::Restore { key, value } => {
-                self.put(side, key, value.clone());
-                Ok(None)
+            Item::Dump { key, .. } | Item::FetchDump { key, .. } => {
+                Ok((self.truth.value(side, key), self.truth.number()))
             }
-            Item::FetchRestore { key, value } => {
-                // What RESTORE answers: BUSYKEY is the value that was there.
-                let before = self.stores[&side].get(key).cloned();
-                if before.is_none() {
-                    self.put(side, key, value.clone());
+            Item::Restore { key, value, number, .. } => {
+                self.truth.follow(side, key, *number, value.clone())?;
+                nothing
+            }
+            Item::FetchRestore { key, value, .. } => Ok((self.truth.bring_over(side, key, value.clone()), 0)),
+            Item::Outside { guard } => {
+                let Some(guarded) = self.workers[worker].guards.get_mut(guard) else { return nothing };
+                let (first, last) = (guarded.keys[0].clone(), guarded.keys[guarded.keys.len() - 1].clone());
+                let afters: Vec<(Key, Value)> = match guarded.deed {
+                    Deed::Append(id) => {
+                        let mut keys = guarded.keys.clone();
+                        keys.dedup();
+                        let append = |key: Key| {
+                            let after = Command::Append(id).apply(&self.truth.value(side, &key));
+                            (key, after)
+                        };
+                        keys.into_iter().map(append).collect()
+                    }
+                    Deed::Rename if first == last => Vec::new(),
+                    Deed::Rename => match self.truth.value(side, &first) {
+                        None => Vec::new(),
+                        moved => vec![(first, None), (last, moved)],
+                    },
+                };
+                for (key, after) in afters {
+                    let ran = self.truth.lead_value(side, &key, after)?;
+                    guarded.ran.push((key, ran));
                 }
-                Ok(before)
+                nothing
             }
         }
     }
 
-    fn put(&mut self, side: Side, key: &Bytes, value: Value) {
-        let store = self.stores.get_mut(&side).expect("both sides");
-        match value {
-            Some(value) => drop(store.insert(key.clone(), value)),
-            None => drop(store.remove(key)),
+    fn hear_answer(&mut self, worker: usize, side: Side) {
+        if let Some(answer) = self.workers[worker].answers[place(side)].pop_front() {
+            self.hear(worker, answer);
         }
     }
 
-    /// The program hears of an item's end.
-    fn hear(&mut self, item: Item, outcome: Outcome, answer: Value) {
+    /// A worker hears what a store answered.
+    fn hear(&mut self, worker: usize, Answer { item, outcome, value, number }: Answer) {
         let mut orders = Vec::new();
-        let generation = self.generation;
-        match item {
+        let here = &mut self.workers[worker];
+        let copy = match item {
+            Item::Direct { op } => {
+                let Some(entry) = here.sent.remove(&op) else { return };
+                here.pause.sessions.leave(entry.ticket);
+                self.clients[entry.order.0].open -= 1;
+                return;
+            }
             Item::Lead { op, follow } => {
-                let Some(entry) = self.ops.get_mut(&op) else { return };
-                let (key, in_lane, is_read) = (entry.key.clone(), entry.in_lane, entry.command == Command::Read);
+                let Some(entry) = here.ops.get_mut(&op) else { return };
+                let (key, in_lane, generation) = (entry.key.clone(), entry.in_lane, entry.generation);
                 entry.is_lost = outcome == Outcome::Doubt;
-                if !in_lane {
-                    // The client has its answer, or an error that says nothing.
-                    entry.before.clear();
+                let answered = match entry.purpose {
+                    Purpose::Request { worker: from } if !in_lane => Some((from, entry.order.0)),
+                    _ => None,
+                };
+                if in_lane || follow || outcome == Outcome::Doubt {
+                    here.lane.led(&key, op, follow, outcome, generation, &mut orders);
                 }
-                if !(is_read && !in_lane && outcome != Outcome::Doubt) {
-                    self.lane.led(&key, op, follow, outcome, generation, &mut orders);
+                if let Some((from, client)) = answered {
+                    self.answer(worker, from, op, client);
                 }
                 let goes_on =
                     in_lane || orders.iter().any(|order| matches!(order, Order::Follow { op: next } if *next == op));
-                self.carry_out(orders);
+                self.carry_out(worker, orders);
                 if !goes_on {
-                    self.end(op, true);
+                    self.forget(worker, op);
                 }
                 return;
             }
             Item::Effect { op } => {
-                let Some(entry) = self.ops.get(&op) else { return };
-                let (key, in_lane, whole) =
-                    (entry.key.clone(), entry.in_lane, matches!(entry.command.work(), Work::Overwrite | Work::Resolve));
-                self.lane.followed(&key, op, outcome, whole, generation, &mut orders);
-                self.carry_out(orders);
+                let Some(entry) = here.ops.get(&op) else { return };
+                let (key, in_lane, generation) = (entry.key.clone(), entry.in_lane, entry.generation);
+                let whole = matches!(entry.command.work(), Work::Overwrite | Work::Resolve);
+                let length = |value: &Value| value.as_ref().map(Vec::len);
+                let tells = matches!(entry.command, Command::Append(_));
+                let agrees = outcome != Outcome::Done || !tells || length(&value) == length(&entry.result);
+                let outcome = if agrees { outcome } else { Outcome::Doubt };
+                here.lane.followed(&key, op, outcome, whole, generation, &mut orders);
+                self.carry_out(worker, orders);
                 if !in_lane {
-                    self.end(op, true);
+                    self.forget(worker, op);
                 }
                 return;
             }
-            Item::Dump { key } => {
-                self.dumps.insert(key.clone(), answer);
-                self.lane.dumped(&key, outcome, generation, &mut orders);
-            }
-            Item::Restore { key, .. } => self.lane.restored(&key, outcome, generation, &mut orders),
-            Item::FetchDump { key } => match (outcome, answer) {
-                (Outcome::Done, Some(value)) => {
-                    let leader = self.leader();
-                    return self.send(leader, Item::FetchRestore { key, value: Some(value) });
+            Item::Outside { guard } => return self.end_outside(worker, guard, outcome),
+            Item::Dump { key, copy } => {
+                if outcome == Outcome::Done {
+                    here.dumps.insert(key.clone(), (value, number));
                 }
-                (Outcome::Done, None) => self.lane.fetched(&key, Fetched::Unproven, generation, &mut orders),
-                _ => self.lane.fetched(&key, Fetched::Failed, generation, &mut orders),
-            },
-            Item::FetchRestore { key, .. } => {
-                let fetched = match (outcome, answer) {
+                here.lane.dumped(&key, outcome, copy.generation, &mut orders);
+                copy
+            }
+            Item::Restore { key, copy, .. } => {
+                here.lane.restored(&key, outcome, copy.generation, &mut orders);
+                copy
+            }
+            Item::FetchDump { key, copy } => {
+                let fetched = match (outcome, value) {
+                    (Outcome::Done, Some(value)) => {
+                        let item = Item::FetchRestore { key, value: Some(value), copy };
+                        return self.send(worker, copy.leader, item);
+                    }
+                    (Outcome::Done, None) => Fetched::Unproven,
+                    _ => Fetched::Failed,
+                };
+                here.lane.fetched(&key, fetched, copy.generation, &mut orders);
+                copy
+            }
+            Item::FetchRestore { key, copy, .. } => {
+                let fetched = match (outcome, value) {
                     (Outcome::Done, None) => Fetched::Brought,
                     (Outcome::Done, Some(_)) => Fetched::Unproven,
                     _ => Fetched::Failed,
                 };
-                self.lane.fetched(&key, fetched, generation, &mut orders);
+                here.lane.fetched(&key, fetched, copy.generation, &mut orders);
+                copy
+            }
+        };
+        self.carry_out(worker, orders);
+        self.workers[worker].pause.lanes.leave(copy.ticket);
+    }
+
+    fn hear_message(&mut self, worker: usize) {
+        if let Some(message) = self.workers[worker].inbox.pop_front() {
+            self.tell(|| format!("worker {worker} hears {}", short(&message)));
+            self.take(worker, message);
+        }
+    }
+
+    fn take(&mut self, worker: usize, message: Message) {
+        let here = &mut self.workers[worker];
+        let mut orders = Vec::new();
+        match message {
+            Message::Lane { op, worker: from } => {
+                let Some(entry) = self.workers[from].sent.get(&op).cloned() else { return };
+                let work = entry.command.work();
+                self.enter_lane(worker, op, entry, work);
+            }
+            Message::Reply { op } => {
+                let Some(entry) = here.sent.remove(&op) else { return };
+                here.pause.sessions.leave(entry.ticket);
+                self.clients[entry.order.0].open -= 1;
+            }
+            Message::Resync { ref key, done: Some(_) } | Message::Touch { ref key, .. }
+                if here.pause.is_lane_closed(&here.table, key) =>
+            {
+                here.pause.defer(message);
+            }
+            Message::Resync { key, done } => self.resync(worker, key, done),
+            Message::Touch { key, done } => self.enter_for(worker, key, Purpose::Copy(Some(done)), Work::Touch),
+            Message::Hold { key, guard } => {
+                let purpose = Purpose::Hold { granted: Some(guard), released: None };
+                self.enter_for(worker, key, purpose, Work::Hold);
+            }
+            Message::Release { key, outcome, done } => {
+                let Some(op) = here.lane.holder(&key) else {
+                    return match outcome {
+                        Outcome::Refused => self.told(done, Ok(())),
+                        _ => self.resync(worker, key, Some(done)),
+                    };
+                };
+                if let Some(Purpose::Hold { released, .. }) = here.ops.get_mut(&op).map(|entry| &mut entry.purpose) {
+                    *released = Some(done);
+                }
+                let generation = generation_of(self.bug, &here.plan(&key));
+                here.lane.release(&key, outcome, generation, &mut orders);
+            }
+            Message::Journaled { key } => {
+                let generation = generation_of(self.bug, &here.plan(&key));
+                here.lane.journaled(&key, generation, &mut orders);
+            }
+            Message::Recover { key } if here.plan(&key).follower.is_none() => {
+                self.journaling.push_back((journal::REMOVE, key, None));
+            }
+            Message::Recover { key } => here.lane.recover(&key, &mut orders),
+            Message::Close { stage, routes, all, adoption } => here.pause.close(stage, routes, all, adoption),
+            Message::Install { table, adoption } => {
+                if self.bug != Bug::CountLeftBehind {
+                    recount(&here.lane, &here.table, &table);
+                }
+                here.table = table;
+                self.control.answered(adoption, worker);
+            }
+            Message::Open => {
+                let table = here.table.clone();
+                let gone = here.lane.forget(|key| Plan::of(&table, key).follower.is_none());
+                self.journaling.extend(gone.into_iter().map(|key| (journal::REMOVE, key, None)));
+                for message in here.pause.open() {
+                    self.take(worker, message);
+                }
             }
         }
-        self.carry_out(orders);
+        self.carry_out(worker, orders);
     }
 
-    fn write_journal(&mut self) {
-        let Some(key) = self.journaling.pop_front() else { return };
-        self.tell(format!("journal has {key:?}"));
-        self.journal.insert(key.clone());
+    fn enter_for(&mut self, worker: usize, key: Key, purpose: Purpose, work: Work) {
+        let (op, plan) = (self.number(), self.workers[worker].plan(&key));
+        // `enter_lane` gives it a ticket of its own.
+        let ticket = self.workers[worker].pause.lanes.enter(plan.route_hash);
+        let entry = self.op_of(key, Command::Read, purpose, &plan, ticket, (usize::MAX, 0));
+        self.workers[worker].pause.lanes.leave(ticket);
+        self.enter_lane(worker, op, entry, work);
+    }
+
+    fn resync(&mut self, worker: usize, key: Key, done: Option<Waiter>) {
+        let plan = self.workers[worker].plan(&key);
+        if plan.follower.is_none() {
+            return done.into_iter().for_each(|waiter| self.told(waiter, Ok(())));
+        }
+        let op = self.number();
+        let ticket = self.workers[worker].pause.lanes.enter(plan.route_hash);
+        let entry = self.op_of(key.clone(), Command::Read, Purpose::Copy(done), &plan, ticket, (usize::MAX, 0));
+        self.workers[worker].ops.insert(op, Op { in_lane: true, ..entry });
         let mut orders = Vec::new();
-        self.lane.journaled(&key, self.generation, &mut orders);
-        self.carry_out(orders);
+        let generation = self.generation(&plan);
+        self.workers[worker].lane.resync(&key, op, Mode::of(&plan), generation, &mut orders);
+        self.carry_out(worker, orders);
     }
 
-    fn repair(&mut self) {
-        if self.follower_down {
+    fn begin_outside(&mut self, client: usize, keys: Vec<Key>, plans: Vec<Plan>, deed: Deed, holds: bool) {
+        let worker = self.clients[client].worker;
+        let guard = self.number();
+        self.tell(|| format!("client {client} begins {guard}: {deed:?} {keys:?} at worker {worker}"));
+        let tickets = plans.iter().map(|plan| self.workers[worker].pause.sessions.enter(plan.route_hash)).collect();
+        let dual = keys.iter().zip(&plans).filter(|(_, plan)| plan.follower.is_some());
+        let mut todo: Vec<Key> = dual.map(|(key, _)| key.clone()).collect();
+        todo.sort();
+        todo.dedup();
+        let guarded = Guarded {
+            client,
+            deed,
+            keys,
+            plans,
+            tickets,
+            todo: todo.into(),
+            holds,
+            held: Vec::new(),
+            resync: Vec::new(),
+            shared: Vec::new(),
+            waits: 0,
+            outcome: Outcome::Refused,
+            ran: Vec::new(),
+            is_ending: false,
+        };
+        self.workers[worker].guards.insert(guard, guarded);
+        self.prepare_outside(worker, guard);
+    }
+
+    /// Takes its keys one after the other, and then runs.
+    fn prepare_outside(&mut self, worker: usize, guard: usize) {
+        loop {
+            let guarded = self.workers[worker].guards.get_mut(&guard).expect("it begins");
+            let Some(key) = guarded.todo.front().cloned() else { break };
+            let plan = &guarded.plans[guarded.keys.iter().position(|own| *own == key).expect("its own key")];
+            let (mode, waiter) = (Mode::of(plan), Waiter::Guard { worker, guard });
+            if mode == Mode::FirstTouch {
+                let message = match guarded.holds {
+                    true => Message::Hold { key: key.clone(), guard: waiter },
+                    false => Message::Touch { key: key.clone(), done: waiter },
+                };
+                let owner = self.lane_of(&key);
+                return self.workers[owner].inbox.push_back(message);
+            }
+            guarded.todo.pop_front();
+            if mode.is_strict() { guarded.shared.push(key) } else { guarded.resync.push(key) }
+        }
+        let guarded = &self.workers[worker].guards[&guard];
+        let leader = guarded.plans[0].leader;
+        if guarded.plans.iter().any(|plan| plan.leader != leader) {
+            return self.end_outside(worker, guard, Outcome::Refused);
+        }
+        self.send(worker, leader, Item::Outside { guard });
+    }
+
+    /// A guard hears of a key that was granted or touched, or of the end of what it waits for.
+    fn hear_told(&mut self, worker: usize) {
+        let Some((guard, outcome)) = self.workers[worker].told.pop_front() else { return };
+        let Some(guarded) = self.workers[worker].guards.get_mut(&guard) else { return };
+        if !guarded.is_ending {
+            match (guarded.todo.pop_front(), outcome) {
+                (Some(key), Ok(())) if guarded.holds => guarded.held.push(key),
+                (Some(key), Ok(())) => guarded.shared.push(key),
+                _ => return self.end_outside(worker, guard, Outcome::Refused),
+            }
+            return self.prepare_outside(worker, guard);
+        }
+        guarded.waits -= 1;
+        // A copy of a shared key that failed has the key in the journal: the lane saw to it.
+        self.close_outside(worker, guard);
+    }
+
+    /// The command ran, or did not: its keys are copied.
+    fn end_outside(&mut self, worker: usize, guard: usize, outcome: Outcome) {
+        let Some(guarded) = self.workers[worker].guards.get_mut(&guard) else { return };
+        (guarded.outcome, guarded.is_ending) = (outcome, true);
+        let (resync, held) = (std::mem::take(&mut guarded.resync), std::mem::take(&mut guarded.held));
+        if outcome != Outcome::Refused {
+            for key in resync {
+                let owner = self.lane_of(&key);
+                self.workers[owner].inbox.push_back(Message::Resync { key, done: None });
+            }
+        }
+        let done = Waiter::Guard { worker, guard };
+        self.workers[worker].guards.get_mut(&guard).expect("looked at above").waits = held.len();
+        for key in held {
+            let owner = self.lane_of(&key);
+            self.workers[owner].inbox.push_back(Message::Release { key, outcome, done });
+        }
+        self.close_outside(worker, guard);
+    }
+
+    fn close_outside(&mut self, worker: usize, guard: usize) {
+        let guarded = self.workers[worker].guards.get_mut(&guard).expect("it ends");
+        if guarded.waits > 0 {
             return;
         }
-        let mut orders = Vec::new();
-        let mode = self.mode();
-        self.lane.repair(10, |_| Some(mode), &mut orders);
-        self.carry_out(orders);
+        let shared = std::mem::take(&mut guarded.shared);
+        if guarded.outcome != Outcome::Refused && !shared.is_empty() {
+            guarded.waits = shared.len();
+            for key in shared {
+                let owner = self.lane_of(&key);
+                let done = Some(Waiter::Guard { worker, guard });
+                self.workers[owner].inbox.push_back(Message::Resync { key, done });
+            }
+            return;
+        }
+        let guarded = self.workers[worker].guards.remove(&guard).expect("looked at above");
+        guarded.tickets.into_iter().for_each(|ticket| self.workers[worker].pause.sessions.leave(ticket));
+        self.clients[guarded.client].is_busy = false;
+    }
+
+    /// A client goes away and another one comes; what it has asked goes on.
+    fn leave(&mut self) {
+        let client = self.rng.usize(..CLIENTS);
+        self.clients[client].queue.clear();
+    }
+
+    pub fn write_journal(&mut self) {
+        let Some((op, key, worker)) = self.journaling.pop_front() else { return };
+        self.disk.journal.extend(journal::frame(op, &key));
+        if let Some(worker) = worker {
+            self.disk.synced = self.disk.journal.len();
+            self.tell(|| format!("the journal has {key:?}"));
+            self.workers[worker].inbox.push_back(Message::Journaled { key });
+        }
+    }
+
+    fn tick(&mut self) {
+        let worker = self.rng.usize(..WORKERS);
+        self.tick_of(worker);
+    }
+
+    fn tick_of(&mut self, worker: usize) {
+        let here = &mut self.workers[worker];
+        let drained = match self.bug {
+            Bug::CopyOutlivesDrain => here.pause.drained(&here.table, &Lane::<usize>::new(0)),
+            _ => here.pause.drained(&here.table, &here.lane),
+        };
+        drained.into_iter().for_each(|adoption| self.control.answered(adoption, worker));
+        if self.down == [false; 2] && here.lane.sizes().1 > 0 && here.pause.may_repair() {
+            let (table, mut orders) = (here.table.clone(), Vec::new());
+            let mode = |key: &Key| {
+                let plan = Plan::of(&table, key);
+                plan.follower.map(|_| Mode::of(&plan))
+            };
+            here.lane.repair(10, mode, &mut orders);
+            self.carry_out(worker, orders);
+        }
     }
 
     /// A link breaks: the store took some of what was on it, and nobody hears which.
-    fn lose(&mut self, side: Side) -> Result<(), String> {
-        let items: Vec<Item> = self.links.get_mut(&side).expect("both sides").drain(..).collect();
+    fn lose(&mut self) -> Result<(), String> {
+        let worker = self.rng.usize(..WORKERS);
+        let side = if self.rng.bool() { Side::Standalone } else { Side::Cluster };
+        let answers: Vec<Answer> = self.workers[worker].answers[place(side)].drain(..).collect();
+        let items: Vec<Item> = self.workers[worker].links[place(side)].drain(..).collect();
         let taken = self.rng.usize(..=items.len());
-        self.tell(format!("the link to the {side} breaks after {taken} of {}", items.len()));
-        for item in &items[..taken] {
-            self.apply(side, item)?;
+        if items.is_empty() && answers.is_empty() {
+            return Ok(());
         }
-        for (number, item) in items.into_iter().enumerate() {
-            if let Item::Lead { op, .. } = &item
-                && number < taken
-            {
-                self.maybe(*op);
-            }
-            self.hear(item, Outcome::Doubt, None);
+        self.tell(|| format!("worker {worker}'s link to the {side} breaks after {taken} of {}", items.len()));
+        for item in &items[..taken] {
+            self.apply(worker, side, item)?;
+        }
+        for item in answers.into_iter().map(|answer| answer.item).chain(items) {
+            self.maybe(worker, &item);
+            self.hear(worker, Answer { item, outcome: Outcome::Doubt, value: None, number: 0 });
         }
         Ok(())
     }
 
     /// A write of which the client hears nothing may have happened or not: in first-touch mode either may come out.
-    fn maybe(&mut self, op: usize) {
-        let is_first_touch = self.mode() == Mode::FirstTouch;
-        let Some(entry) = self.ops.get_mut(&op).filter(|_| is_first_touch) else { return };
-        let before = std::mem::take(&mut entry.before);
-        self.possible.get_mut(&entry.key).expect("every key").extend(before);
-    }
-
-    /// The program is killed: what was on the links may or may not be taken, the lane is gone.
-    fn crash(&mut self) {
-        self.tell("CRASH".into());
-        for side in [Side::Standalone, Side::Cluster] {
-            let items: Vec<Item> = self.links.get_mut(&side).expect("both sides").drain(..).collect();
-            let taken = self.rng.usize(..=items.len());
-            for item in &items[..taken] {
-                // A fetch or a copy that ends after the crash is one that ended before it.
-                let _ = self.apply(side, item);
+    fn maybe(&mut self, worker: usize, item: &Item) {
+        let ran = match item {
+            Item::Lead { op, .. } => {
+                let ran = self.workers[worker]
+                    .ops
+                    .get_mut(op)
+                    .and_then(|entry| Some((entry.key.clone(), entry.ran.clone()?)));
+                ran.into_iter().collect()
+            }
+            Item::Outside { guard } => {
+                self.workers[worker].guards.get(guard).map_or(Vec::new(), |guarded| guarded.ran.clone())
+            }
+            _ => Vec::new(),
+        };
+        for (key, ran) in ran {
+            if Mode::of(&self.workers[worker].plan(&key)) == Mode::FirstTouch {
+                self.truth.reopen(&key, ran);
             }
         }
-        let open: Vec<usize> = self.ops.keys().copied().collect();
-        for op in open {
-            self.maybe(op);
+    }
+
+    /// The program is killed: what was on the links may or may not be taken, all memory is gone, and the disk has what was
+    /// synced and perhaps more. It starts again with the file as it is now.
+    fn crash(&mut self) -> Result<(), String> {
+        self.tell(|| "CRASH".into());
+        for worker in 0..WORKERS {
+            for side in [Side::Standalone, Side::Cluster] {
+                let items: Vec<Item> = self.workers[worker].links[place(side)].drain(..).collect();
+                let taken = self.rng.usize(..=items.len());
+                for item in &items[..taken] {
+                    self.apply(worker, side, item)?;
+                }
+            }
         }
-        self.ops.clear();
-        self.dumps.clear();
+        for worker in 0..WORKERS {
+            let open: Vec<usize> = self.workers[worker].ops.keys().copied().collect();
+            open.into_iter().for_each(|op| self.maybe(worker, &Item::Lead { op, follow: false }));
+            let open: Vec<usize> = self.workers[worker].guards.keys().copied().collect();
+            open.into_iter().for_each(|guard| self.maybe(worker, &Item::Outside { guard }));
+        }
+        if self.rng.bool() {
+            // Somebody writes another table while it is down.
+            self.edit();
+        }
         self.journaling.clear();
-        self.diverged.clear();
-        self.walk = None;
-        self.gate = Gate::default();
-        if self.bug == Bug::PresenceTrusted {
-            let keys: Vec<Bytes> = self.possible.keys().cloned().collect();
-            keys.iter().for_each(|key| self.lane.abandon(key));
-        } else {
-            self.lane = Lane::new(2);
-        }
-        self.in_doubt |= self.bug != Bug::DoubtForgotten;
-        if self.bug != Bug::TombstoneLost {
-            let mut orders = Vec::new();
-            for key in self.journal.clone() {
-                self.lane.recover(&key, &mut orders);
-            }
-            self.carry_out(orders);
-        }
-    }
-
-    /// The other dual phase, if the facts allow it and nothing is in flight.
-    fn flip(&mut self) -> Result<(), String> {
-        if !self.gate.has_closed() {
-            self.gate.close([ROUTE].into(), false);
-            self.tell("close".into());
-        }
-        if !self.gate.is_drained() || !self.links.values().all(VecDeque::is_empty) || !self.journaling.is_empty() {
-            if self.rng.usize(..4) == 0 {
-                self.gate.open();
-                self.tell("the flip is given up".into());
-            }
-            return Ok(());
-        }
-        let may = self.diverged.is_empty() && !self.in_doubt && self.lane.sizes() == (0, 0);
-        if may {
-            self.phase = if self.phase == Phase::DualStandalone { Phase::DualCluster } else { Phase::DualStandalone };
-            // A walk that a flip overtakes proves nothing.
-            if let Some(walk) = &mut self.walk {
-                walk.failed = true;
-            }
-            self.tell(format!("FLIP to {:?}", self.phase));
-        }
-        self.gate.open();
+        let kept = self.rng.usize(self.disk.synced..=self.disk.journal.len());
+        self.disk.journal.truncate(kept);
+        self.start_again();
         Ok(())
     }
 
-    /// A backfill begins, goes on or ends.
-    fn walk_on(&mut self) {
-        let is_first_touch = self.mode() == Mode::FirstTouch;
-        let Some(walk) = &mut self.walk else {
-            if !self.gate.has_closed() {
-                let left = (0..KEYS).map(|number| Bytes::from(vec![b'a' + number])).collect();
-                self.walk = Some(Walk { left, open: 0, failed: false, is_touch: is_first_touch });
-                self.tell("a walk begins".into());
-            }
-            return;
+    /// The program is told to end, and may have been given time enough; and it starts again.
+    fn stop(&mut self) -> Result<(), String> {
+        self.clients.iter_mut().for_each(|client| client.queue.clear());
+        let is_over = |world: &Self| {
+            let in_flight = |worker: &Worker| worker.pause.sessions.in_flight() + worker.pause.lanes.in_flight();
+            world.workers.iter().map(in_flight).sum::<u64>() == 0 && world.control.is_quiet()
         };
-        if let Some(key) = walk.left.pop() {
-            walk.open += 1;
-            let is_touch = walk.is_touch;
-            if is_touch {
-                self.enter(key, Command::Read, true, Work::Touch);
-                return;
+        for round in 0..300 {
+            self.go_on()?;
+            self.write_journal();
+            self.tick();
+            if round % 16 == 0 && is_over(self) {
+                self.tell(|| "ends cleanly".into());
+                self.disk.save(adopt::snapshot_of(&self.control.table, true));
+                break;
             }
-            let op = self.next;
-            self.next += 1;
-            let ticket = self.gate.enter(ROUTE);
-            self.ops.insert(
-                op,
-                Op {
-                    key: key.clone(),
-                    command: Command::Read,
-                    is_walk: true,
-                    in_lane: true,
-                    before: Vec::new(),
-                    result: None,
-                    is_lost: false,
-                    ticket,
-                },
-            );
-            let (mode, mut orders) = (self.mode(), Vec::new());
-            self.lane.resync(&key, op, mode, self.generation, &mut orders);
-            self.carry_out(orders);
-            return;
         }
-        if walk.open > 0 {
-            return;
+        self.crash()
+    }
+
+    /// What the program does first.
+    fn start_again(&mut self) {
+        let (open, _) = journal::recover(&self.disk.journal);
+        self.disk.journal = journal::HEADER.to_vec();
+        for key in &open {
+            self.disk.journal.extend(journal::frame(journal::ADD, key));
         }
-        let good = !walk.failed && self.diverged.is_empty();
-        let is_touch = walk.is_touch;
-        self.walk = None;
-        if !good {
-            return self.tell("the walk proved nothing".into());
+        self.disk.synced = self.disk.journal.len();
+        let snapshot = self.disk.state.clone().map(|snapshot| Snapshot {
+            clean: snapshot.clean || self.bug == Bug::DoubtForgotten,
+            routes: match self.bug {
+                Bug::DoubtForgotten => snapshot
+                    .routes
+                    .into_iter()
+                    .map(|mut record| {
+                        record.in_doubt = false;
+                        record
+                    })
+                    .collect(),
+                _ => snapshot.routes,
+            },
+            ..snapshot
+        });
+        let is_stale = |route: &_| self.bug != Bug::StaleForgotten && self.disk.memory.has_stale_cluster_keys(route);
+        let (table, refused) = adopt::first_table(snapshot.as_ref(), is_stale, self.control.file());
+        self.tell(|| format!("starts again: refused {refused:?}, {:?}", adopt::snapshot_of(&table, false).routes));
+        if refused.is_none() || self.bug != Bug::CleanWhileRunning {
+            self.disk.save(adopt::snapshot_of(&table, false));
         }
-        if is_touch {
-            self.tell("every key was brought over".into());
-            if !self.in_doubt {
-                self.generation += 1;
+        let table = Arc::new(table);
+        for worker in &mut self.workers {
+            let old = std::mem::replace(worker, Worker::new(table.clone()));
+            if self.bug == Bug::PresenceTrusted {
+                worker.lane = old.lane;
+                self.keys.iter().for_each(|key| worker.lane.abandon(key));
             }
-            (self.coverage, self.in_doubt) = (Coverage::Both, true);
-        } else {
-            self.tell("SYNCED".into());
-            (self.coverage, self.in_doubt) = (Coverage::Both, false);
         }
+        for client in &mut self.clients {
+            (client.open, client.is_busy) = (0, false);
+            client.queue.clear();
+        }
+        self.control.start_again(table);
+        let mut open: Vec<Key> = open.into_iter().collect();
+        open.sort();
+        for key in open {
+            if self.bug != Bug::TombstoneLost {
+                let owner = self.lane_of(&key);
+                self.workers[owner].inbox.push_back(Message::Recover { key });
+            }
+        }
+    }
+}
+
+/// The bug that trusts what was known of single keys trusts it under every generation.
+fn generation_of(bug: Bug, plan: &Plan) -> u32 {
+    if bug == Bug::PresenceTrusted { 0 } else { plan.generation() }
+}
+
+/// A message without the table in it.
+fn short(message: &Message) -> String {
+    match message {
+        Message::Install { table, .. } => format!("Install of table {}", table.version()),
+        message => format!("{message:?}"),
+    }
+}
+
+/// What the control thread and the walk do is in a file of its own.
+impl World {
+    pub fn say_all(&mut self, message: impl Fn() -> Message) {
+        for worker in &mut self.workers {
+            worker.inbox.push_back(message());
+        }
+    }
+
+    pub fn say(&mut self, key: &Key, message: Message) {
+        let owner = self.lane_of(key);
+        self.workers[owner].inbox.push_back(message);
+    }
+
+    pub fn begin_walk(&mut self, walk: Walk) {
+        self.tell(|| format!("a walk begins: {:?}", walk.todo));
+        self.control.walk = Some(walk);
     }
 }
