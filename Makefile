@@ -14,10 +14,12 @@ demo: up .venv/.done
 
 test: .venv/.done
 	@docker/local.sh get-redis
+	@docker/local.sh get-chromium
 	cargo fmt --check
 	cargo test --locked --quiet
 	cargo doc --locked --no-deps --quiet
 	.venv/bin/python tests/clients/clients.py
+	.venv/bin/python tests/dashboard/dashboard.py
 
 # The pieces, then the whole in its three roles against a bare Redis.
 bench:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The local stack: a standalone Redis, a Redis Cluster of six nodes and the proxy, on loopback, data under .local/.
-#   local.sh up | down | stores | seed | get-redis
+#   local.sh up | down | stores | seed | get-redis | get-chromium
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,17 +13,31 @@ BINARY=target/release/cutover
 say() { printf '%s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-get_redis() {
-    command -v redis-server >/dev/null && command -v redis-cli >/dev/null && return
+# debian PACKAGE...: installs them where that can be done.
+debian() {
     local as=()
     [ "$(id -u)" = 0 ] || as=(sudo)
     if command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null; }; then
-        say "installing redis-server (Debian package)"
+        say "installing $* (Debian packages)"
         "${as[@]}" apt-get update -qq
-        # RUNLEVEL=1: the package must not start a server of its own.
-        "${as[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server redis-tools >/dev/null
+        # RUNLEVEL=1: a package must not start a server of its own.
+        "${as[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+            -o DPkg::Lock::Timeout=300 "$@" >/dev/null
     fi
+}
+
+get_redis() {
+    command -v redis-server >/dev/null && command -v redis-cli >/dev/null && return
+    debian redis-server redis-tools
     command -v redis-server >/dev/null || fail "redis-server is missing; install Redis 7.0 or newer (Debian: apt install redis-server, macOS: brew install redis)"
+}
+
+# For the dashboard's test.
+get_chromium() {
+    local chromium=${CHROMIUM:-/usr/bin/chromium}
+    [ -x "$chromium" ] && return
+    debian chromium fonts-dejavu-core
+    [ -x "$chromium" ] || fail "Chromium is missing at $chromium, and the dashboard cannot be tested without it; install it (Debian: apt install chromium) or say where one is: CHROMIUM=/path/to/chromium make test"
 }
 
 answers() { redis-cli -p "$1" ping 2>/dev/null | grep -q PONG; }
@@ -184,6 +198,7 @@ case "${1:-}" in
     down) down ;;
     stores) stores ;;
     get-redis) get_redis ;;
+    get-chromium) get_chromium ;;
     seed) seed ;;
-    *) fail "usage: local.sh up|down|stores|seed|get-redis" ;;
+    *) fail "usage: local.sh up|down|stores|seed|get-redis|get-chromium" ;;
 esac

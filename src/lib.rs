@@ -15,3 +15,4 @@ pub mod serve;
 pub mod session;
 pub mod slot;
 pub mod store;
+pub mod wire;

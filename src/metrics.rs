@@ -12,6 +12,9 @@ pub struct Totals {
     pub clients: AtomicU64,
     pub accepted: AtomicU64,
     pub rejected: AtomicU64,
+    pub handshakes_failed: AtomicU64,
+    /// 1 or 0.
+    pub certificates_refused: AtomicU64,
     pub requests: AtomicU64,
     pub lane_operations: AtomicU64,
     pub in_flight: AtomicU64,
@@ -105,6 +108,18 @@ pub fn totals(page: &mut Page, totals: &Totals) {
         Counter,
         "Connections refused because max_clients was reached.",
         get(&totals.rejected),
+    );
+    page.add(
+        "tls_handshakes_failed_total",
+        Counter,
+        "Clients that were refused in their TLS handshake.",
+        get(&totals.handshakes_failed),
+    );
+    page.add(
+        "tls_certificates_refused",
+        Gauge,
+        "Whether the newest certificates could not be used, so that the ones before stay; the log says why.",
+        get(&totals.certificates_refused),
     );
     page.add("requests_total", Counter, "Requests that were sent to a store or a lane.", get(&totals.requests));
     page.add(

@@ -4,12 +4,13 @@
 //! (adoption of new tables, jobs, the admin server, the cluster's layout).
 
 mod listeners;
+mod reach;
 mod takeover;
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,7 +27,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admin;
 use crate::audit::Audit;
-use crate::config::{self, Config, StoreUrl};
+use crate::config::{self, Config};
 use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
 use crate::dual::state::{Snapshot, StateFile};
@@ -38,8 +39,11 @@ use crate::routing::{Phase, RouteName, Table};
 use crate::serve::listeners::Listeners;
 use crate::session::worker::{self, WorkerParts};
 use crate::session::{Bounds, Clients, Scripts, SessionLimits};
-use crate::store::link::Endpoint;
-use crate::store::{Login, Loss, SlotMap, StoresConfig, Timeouts, topology};
+use crate::store::{Loss, SlotMap, StoresConfig, topology};
+
+pub use reach::{acceptor, seeds, standalone};
+
+use reach::Certificates;
 
 /// The same number on every Linux but MIPS.
 const SIGXFSZ: i32 = 25;
@@ -211,6 +215,8 @@ struct Program {
     /// The sockets again, for a successor.
     sockets: Vec<TcpListener>,
     admin: tokio::task::JoinHandle<()>,
+    certificates: Certificates,
+    totals: Arc<Totals>,
     config: Config,
 }
 
@@ -234,8 +240,8 @@ impl Program {
         let refresh = Arc::new(Notify::new());
         let loss = Arc::new(Loss::default());
         let stores = StoresConfig {
-            standalone: standalone(config),
-            cluster: seeds(config),
+            standalone: standalone(config)?,
+            cluster: seeds(config)?,
             slot_map: slot_map.clone(),
             refresh: refresh.clone(),
             loss: loss.clone(),
@@ -245,6 +251,8 @@ impl Program {
                 .map_or(0, |store| store.queue_bytes)
                 .max(config.standalone.queue_bytes),
         };
+        let tls = acceptor(config)?;
+        let certificates = Certificates::of(tls.as_ref(), &stores);
         let listeners = Listeners::open(config, inherited, count)?;
         let sockets = listeners.all().context("keep the sockets for a successor")?;
         let spread = listeners::spread(listeners.clients, count).context("share the sockets among the workers")?;
@@ -262,6 +270,7 @@ impl Program {
                 address: config.listen.address,
                 bounds: bounds.clone(),
                 password: config.listen.password.clone(),
+                tls: tls.clone(),
                 stores: stores.clone(),
                 db: config.standalone.urls.first().map_or(0, |url| url.db),
                 table: table.load_full(),
@@ -297,7 +306,7 @@ impl Program {
             audit,
             adopter: adopter.clone(),
             jobs: jobs.clone(),
-            totals,
+            totals: totals.clone(),
             traffic,
             token: config.admin.token.clone(),
             config_path: path.to_path_buf(),
@@ -306,7 +315,19 @@ impl Program {
             changing: Arc::default(),
         };
         let admin = tokio::spawn(admin::serve(listeners.admin, parts));
-        Ok(Self { adopter, jobs, peers, workers, loss, bounds, sockets, admin, config: config.clone() })
+        Ok(Self {
+            adopter,
+            jobs,
+            peers,
+            workers,
+            loss,
+            bounds,
+            sockets,
+            admin,
+            certificates,
+            totals,
+            config: config.clone(),
+        })
     }
 
     /// What an earlier run left open.
@@ -338,19 +359,23 @@ impl Program {
     /// Adopts what the file becomes, until a signal ends the program.
     async fn serve(mut self, path: &Path, level: LevelHandle, mut signals: Signals) -> anyhow::Result<()> {
         let (changed, mut changes) = mpsc::channel(1);
-        let watching: PathBuf = path.to_path_buf();
+        let watching = [vec![path.to_path_buf()], self.certificates.paths()].concat();
         tokio::spawn(async move {
             if let Err(error) = config::watch::watch(watching, changed).await {
-                tracing::error!(%error, "proxy.toml cannot be watched; changes to it need a restart");
+                tracing::error!(%error, "proxy.toml and the certificates cannot be watched; changes to them need a restart");
             }
         });
         let (listen, admin) = (self.config.listen.address, self.config.admin.address);
-        tracing::info!(url = %format!("redis://{listen}/0"), admin = %format!("http://{admin}/"), workers = self.workers.len(), "serving");
+        let scheme = if self.config.listen.tls.is_some() { "rediss" } else { "redis" };
+        tracing::info!(url = %format!("{scheme}://{listen}/0"), admin = %format!("http://{admin}/"), workers = self.workers.len(), "serving");
         let sockets = std::mem::take(&mut self.sockets);
         let mut handed_over = tokio::spawn(takeover::offer(self.config.state_directory.clone(), sockets));
         loop {
             tokio::select! {
-                Some(()) = changes.recv() => self.reload(path, &level).await,
+                Some(()) = changes.recv() => {
+                    self.certificates.reload(&self.totals);
+                    self.reload(path, &level).await;
+                }
                 () = self.loss.told() => self.doubt().await,
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
@@ -457,26 +482,4 @@ fn limits(config: &Config) -> SessionLimits {
         idle_timeout: config.listen.idle_timeout,
         drain_timeout: config.listen.drain_timeout,
     }
-}
-
-fn endpoint(url: &StoreUrl, store: &config::Store) -> Endpoint {
-    Endpoint {
-        address: url.address().into(),
-        login: Login { user: url.user.clone(), password: url.password.clone() },
-        db: url.db,
-        timeouts: Timeouts { connect: store.connect_timeout, reply: store.reply_timeout, patience: store.patience },
-    }
-}
-
-/// How to reach the standalone.
-pub fn standalone(config: &Config) -> Endpoint {
-    let store = &config.standalone;
-    // `config::check` refuses a section without a URL.
-    endpoint(&store.urls[0], store)
-}
-
-/// How to reach the cluster's seeds; none without a `[cluster]` section.
-pub fn seeds(config: &Config) -> Vec<Endpoint> {
-    let of = |store: &config::Store| store.urls.iter().map(|url| endpoint(url, store)).collect();
-    config.cluster.as_ref().map(of).unwrap_or_default()
 }

@@ -143,6 +143,7 @@ fn start(parts: &Parts, kind: jobs::Kind, asked: &JobRequest) -> Result<Json<Job
     }
     let options = Options { rate: asked.rate.unwrap_or(jobs::RATE_DEFAULT), repair: asked.repair };
     let job = parts.jobs.start(kind, routes, options).map_err(|reason| refused(StatusCode::CONFLICT, reason))?;
+    parts.feed.wake();
     Ok(Json(job.view()))
 }
 

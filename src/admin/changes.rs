@@ -79,7 +79,9 @@ async fn alone(
         })?;
         let routes = change::select(&config, &words, Missing::GetsLine)
             .map_err(|reason| refused(StatusCode::UNPROCESSABLE_ENTITY, reason.to_string()))?;
-        work(&parts, &config, &routes)
+        let done = work(&parts, &config, &routes);
+        parts.feed.wake();
+        done
     });
     match done.await {
         Ok(answer) => answer.map(Json),

@@ -17,8 +17,17 @@ const HEADERS: [(HeaderName, &str); 4] = [
 ];
 
 /// Name, content type, content.
-const FILES: [(&str, &str, &str); 2] =
-    [("style.css", CSS, include_str!("dashboard/style.css")), ("main.js", SCRIPT, include_str!("dashboard/main.js"))];
+const FILES: [(&str, &str, &str); 9] = [
+    ("style.css", CSS, include_str!("dashboard/style.css")),
+    ("main.js", SCRIPT, include_str!("dashboard/main.js")),
+    ("feed.js", SCRIPT, include_str!("dashboard/feed.js")),
+    ("head.js", SCRIPT, include_str!("dashboard/head.js")),
+    ("routes.js", SCRIPT, include_str!("dashboard/routes.js")),
+    ("side.js", SCRIPT, include_str!("dashboard/side.js")),
+    ("actions.js", SCRIPT, include_str!("dashboard/actions.js")),
+    ("words.js", SCRIPT, include_str!("dashboard/words.js")),
+    ("icon.svg", "image/svg+xml", include_str!("dashboard/icon.svg")),
+];
 const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 

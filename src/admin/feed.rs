@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio::time::MissedTickBehavior;
 
 use crate::admin::routes::{self, RouteView, Traffic};
@@ -45,6 +45,8 @@ pub struct Feed {
     samples: Mutex<VecDeque<Sample>>,
     /// Listeners that were let go because they were behind.
     dropped: AtomicU64,
+    /// Something was just done that a listener waits to see.
+    woken: Notify,
 }
 
 #[derive(Default)]
@@ -175,11 +177,22 @@ impl Listener {
 impl Default for Feed {
     fn default() -> Self {
         let (ticks, _) = broadcast::channel(BEHIND_MAX);
-        Self { told: Mutex::default(), ticks, samples: Mutex::default(), dropped: AtomicU64::new(0) }
+        Self {
+            told: Mutex::default(),
+            ticks,
+            samples: Mutex::default(),
+            dropped: AtomicU64::new(0),
+            woken: Notify::new(),
+        }
     }
 }
 
 impl Feed {
+    /// Has the next tick come at once.
+    pub fn wake(&self) {
+        self.woken.notify_one();
+    }
+
     /// How many listen.
     pub fn listeners(&self) -> usize {
         self.ticks.receiver_count()
@@ -257,9 +270,13 @@ pub async fn run(parts: Parts) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut requests, mut last) = (metrics::get(&parts.totals.requests), Instant::now());
     loop {
-        ticks.tick().await;
-        requests = parts.feed.sample(&parts, requests, last.elapsed());
-        last = Instant::now();
+        tokio::select! {
+            _ = ticks.tick() => {
+                requests = parts.feed.sample(&parts, requests, last.elapsed());
+                last = Instant::now();
+            }
+            () = parts.feed.woken.notified() => {}
+        }
         if parts.feed.listeners() > 0 {
             let parts = parts.clone();
             if let Err(error) = tokio::task::spawn_blocking(move || parts.feed.tick(&parts)).await {

@@ -18,8 +18,9 @@ use crate::{resp, serve};
 /// Checks everything and says all of it.
 pub fn run(config: &Config, path: &Path, as_json: bool) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let standalone = runtime.block_on(reach(&serve::standalone(config)));
-    let seeds = serve::seeds(config);
+    serve::acceptor(config)?;
+    let standalone = runtime.block_on(reach(&serve::standalone(config)?));
+    let seeds = serve::seeds(config)?;
     let cluster = match seeds.is_empty() {
         true => Ok("not configured".to_string()),
         false => {

@@ -23,7 +23,7 @@ pub fn run(config: &Config, asked: &Asked, as_json: bool) -> anyhow::Result<u8> 
     let tell = |at: inventory::Progress| {
         progress.show(at.scanned as f64, at.total as f64, || format!("{} of about {} keys read", at.scanned, at.total));
     };
-    let found = runtime.block_on(inventory::take(&serve::standalone(config), &table, asked.top, tell));
+    let found = runtime.block_on(inventory::take(&serve::standalone(config)?, &table, asked.top, tell));
     progress.end();
     let found = found.context("read the standalone")?;
     let report = serde_json::to_string_pretty(&found)?;

@@ -55,8 +55,8 @@ fn in_order(ids: impl IntoIterator<Item = String>) -> Vec<String> {
 
 fn in_stores(config: &Config, table: &Table, as_json: bool) -> anyhow::Result<BTreeSet<Vec<u8>>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut places: Vec<(Side, Endpoint)> = vec![(Side::Standalone, serve::standalone(config))];
-    let seeds = serve::seeds(config);
+    let mut places: Vec<(Side, Endpoint)> = vec![(Side::Standalone, serve::standalone(config)?)];
+    let seeds = serve::seeds(config)?;
     if !seeds.is_empty() {
         match runtime.block_on(topology::learn(&seeds, &SlotMap::default())) {
             Ok(map) => places.extend(

@@ -1,13 +1,14 @@
 //! What types can't say: phases, patterns, ranges, URLs. All findings at once.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::time::Duration;
 
 use toml::Spanned;
 
-use crate::config::load::{File, StoreLimits, duration, store};
+use crate::config::load::{File, StoreLimits, StoreTlsTable, duration, store};
 use crate::config::report::{Finding, Report, Reporter, nearest};
-use crate::config::{Config, StoreUrl};
+use crate::config::{Config, Store, StoreTls, StoreUrl};
 use crate::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec};
 
 /// Judges a parsed file.
@@ -24,6 +25,8 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
     };
     let mut standalone = store(&limits, Duration::from_secs(1), reporter, &mut findings);
     standalone.urls.extend(url(&file.standalone.url, reporter, &mut findings));
+    let place = file.standalone.url.span();
+    standalone.tls = tls(&standalone, place, file.standalone.tls.as_ref(), reporter, &mut findings);
     let cluster = file.cluster.as_ref().map(|section| {
         let limits = StoreLimits {
             connect_timeout: &section.connect_timeout,
@@ -41,6 +44,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         if cluster.urls.iter().any(|url| url.db > 0) {
             findings.push(reporter.at(section.seeds.span(), "a Redis Cluster has database 0 only", None));
         }
+        cluster.tls = tls(&cluster, section.seeds.span(), section.tls.as_ref(), reporter, &mut findings);
         cluster
     });
     if let Some(format) = &file.log.format
@@ -81,6 +85,45 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         log,
         flip_timeout,
     })
+}
+
+/// What a store's connections need for TLS, if its URLs ask for it.
+fn tls(
+    store: &Store,
+    place: Range<usize>,
+    table: Option<&Spanned<StoreTlsTable>>,
+    reporter: &Reporter<'_>,
+    findings: &mut Vec<Finding>,
+) -> Option<StoreTls> {
+    let with_tls = store.urls.iter().filter(|url| url.is_tls).count();
+    if with_tls > 0 && with_tls < store.urls.len() {
+        let help = "one layout is learnt from whichever seed answers, so all nodes are reached in the same way";
+        findings.push(reporter.at(place, "some seeds are rediss:// and some are redis://", Some(help.into())));
+        return None;
+    }
+    let Some(table) = table else { return (with_tls > 0).then(StoreTls::default) };
+    if with_tls == 0 && !store.urls.is_empty() {
+        let help = Some("write the URL as rediss://".to_string());
+        findings.push(reporter.at(table.span(), "`tls` stands beside a URL that is redis://, without TLS", help));
+    }
+    let StoreTlsTable { ca, cert, key, verify, server_name } = table.get_ref().clone();
+    let is_unverified = verify == Some(false);
+    if is_unverified && ca.is_some() {
+        findings.push(reporter.at(
+            table.span(),
+            "`ca` says whom to trust, and `verify = false` to trust anybody",
+            None,
+        ));
+    }
+    let identity = match (cert, key) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (None, None) => None,
+        _ => {
+            findings.push(reporter.at(table.span(), "a certificate and its key go together: `cert` and `key`", None));
+            None
+        }
+    };
+    Some(StoreTls { ca, identity, is_unverified, server_name })
 }
 
 fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) -> RoutingSpec {
@@ -160,7 +203,7 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
     }
 }
 
-/// `redis://[[user]:password@]host[:port][/db]`
+/// `redis[s]://[[user]:password@]host[:port][/db]`
 fn url(text: &Spanned<String>, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) -> Option<StoreUrl> {
     let parsed = parse_url(text.get_ref());
     if let Err(message) = &parsed {
@@ -171,10 +214,10 @@ fn url(text: &Spanned<String>, reporter: &Reporter<'_>, findings: &mut Vec<Findi
 }
 
 fn parse_url(text: &str) -> Result<StoreUrl, &'static str> {
-    if text.starts_with("rediss://") {
-        return Err("rediss:// (TLS) is not built yet");
-    }
-    let rest = text.strip_prefix("redis://").ok_or("a store's URL begins with redis://")?;
+    let (is_tls, rest) = match text.strip_prefix("rediss://") {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix("redis://").ok_or("a store's URL begins with redis:// or rediss://")?),
+    };
     let (login, rest) = rest.rsplit_once('@').map_or((None, rest), |(login, rest)| (Some(login), rest));
     let (place, db) = rest.split_once('/').unwrap_or((rest, ""));
     let db = if db.is_empty() { 0 } else { db.parse().map_err(|_| "the part after / is a database number")? };
@@ -189,5 +232,5 @@ fn parse_url(text: &str) -> Result<StoreUrl, &'static str> {
         Some((user, password)) => ((!user.is_empty()).then(|| user.to_string()), Some(password.to_string())),
         None => (None, None),
     };
-    Ok(StoreUrl { host: host.trim_matches(['[', ']']).to_string(), port, user, password, db })
+    Ok(StoreUrl { host: host.trim_matches(['[', ']']).to_string(), port, user, password, db, is_tls })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -11,7 +11,7 @@ use toml::Spanned;
 
 use crate::config::check;
 use crate::config::report::{Finding, Report, Reporter, nearest};
-use crate::config::{Admin, Config, Listen, Log, Store};
+use crate::config::{Admin, Config, Listen, ListenTls, Log, Store};
 
 /// The file as written. Each field's default stands in `check`.
 #[derive(Debug, Deserialize)]
@@ -39,12 +39,21 @@ pub(super) struct File {
 pub(super) struct ListenSection {
     pub address: Option<SocketAddr>,
     pub password: Option<String>,
+    pub tls: Option<ListenTlsTable>,
     pub workers: Option<usize>,
     pub max_clients: Option<usize>,
     pub max_query_bytes: Option<ByteSize>,
     pub max_pending_reply_bytes: Option<ByteSize>,
     pub idle_timeout: Option<Spanned<String>>,
     pub drain_timeout: Option<Spanned<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ListenTlsTable {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub client_ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -58,6 +67,7 @@ pub(super) struct AdminSection {
 #[serde(deny_unknown_fields)]
 pub(super) struct StandaloneSection {
     pub url: Spanned<String>,
+    pub tls: Option<Spanned<StoreTlsTable>>,
     pub connect_timeout: Option<Spanned<String>>,
     pub reply_timeout: Option<Spanned<String>>,
     pub patience: Option<Spanned<String>>,
@@ -68,10 +78,21 @@ pub(super) struct StandaloneSection {
 #[serde(deny_unknown_fields)]
 pub(super) struct ClusterSection {
     pub seeds: Spanned<Vec<Spanned<String>>>,
+    pub tls: Option<Spanned<StoreTlsTable>>,
     pub connect_timeout: Option<Spanned<String>>,
     pub reply_timeout: Option<Spanned<String>>,
     pub patience: Option<Spanned<String>>,
     pub queue_bytes: Option<Spanned<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StoreTlsTable {
+    pub ca: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub verify: Option<bool>,
+    pub server_name: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -91,7 +112,7 @@ pub(super) struct RoutingSection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StateSection {
-    pub directory: Option<std::path::PathBuf>,
+    pub directory: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -210,7 +231,7 @@ pub(super) fn store(
             }
         }
     }
-    Store { urls: Vec::new(), connect_timeout, reply_timeout, patience, queue_bytes }
+    Store { urls: Vec::new(), connect_timeout, reply_timeout, patience, queue_bytes, tls: None }
 }
 
 impl Config {
@@ -223,6 +244,7 @@ impl Config {
         Listen {
             address: section.address.unwrap_or(default),
             password: section.password.clone(),
+            tls: section.tls.clone().map(|ListenTlsTable { cert, key, client_ca }| ListenTls { cert, key, client_ca }),
             workers: section.workers.unwrap_or(0),
             max_clients: section.max_clients.unwrap_or(10_000),
             max_query_bytes: section.max_query_bytes.map_or(1 << 30, |size| size.as_u64() as usize),

@@ -15,7 +15,7 @@ use crate::routing::RoutingSpec;
 pub use load::{load, parse};
 pub use report::Report;
 
-/// A store's address as a `redis://` URL says it.
+/// A store's address as a `redis://` or `rediss://` URL says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreUrl {
     pub host: String,
@@ -23,6 +23,8 @@ pub struct StoreUrl {
     pub user: Option<String>,
     pub password: Option<String>,
     pub db: u32,
+    /// `rediss://`
+    pub is_tls: bool,
 }
 
 impl StoreUrl {
@@ -56,6 +58,7 @@ pub struct Config {
 pub struct Listen {
     pub address: SocketAddr,
     pub password: Option<String>,
+    pub tls: Option<ListenTls>,
     /// One thread each; 0: as many as there are cores.
     pub workers: usize,
     pub max_clients: usize,
@@ -83,6 +86,29 @@ pub struct Store {
     pub reply_timeout: Duration,
     pub patience: Duration,
     pub queue_bytes: usize,
+    /// Set where its URLs are `rediss://`.
+    pub tls: Option<StoreTls>,
+}
+
+/// `listen.tls`: PEM files, which are read when the program starts and when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenTls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Clients must have a certificate of one of these.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// `tls` of a store. Without a word: the CAs that the system trusts, and no certificate of one's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoreTls {
+    pub ca: Option<PathBuf>,
+    /// A certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The server's certificate is not looked at.
+    pub is_unverified: bool,
+    /// What the certificate is for, where that is not the host of the URL.
+    pub server_name: Option<String>,
 }
 
 /// `[log]`.

@@ -1,6 +1,7 @@
-//! Says when the file may have changed: its folder is watched (a watch on the file goes deaf after an atomic rename), SIGHUP
+//! Says when files may have changed: their folders are watched (a watch on a file goes deaf after an atomic rename), SIGHUP
 //! asks, and a slow look at the content catches what the watch does not see (network file systems).
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,20 +12,24 @@ use tokio::sync::mpsc;
 const SETTLE: Duration = Duration::from_millis(40);
 const POLL: Duration = Duration::from_secs(5);
 
-/// Sends a message for each change of the file's content and each SIGHUP, until the receiver is gone.
-pub async fn watch(path: PathBuf, changed: mpsc::Sender<()>) -> notify::Result<()> {
+/// Sends a message for each change of what stands in the files and each SIGHUP, until the receiver is gone.
+pub async fn watch(paths: Vec<PathBuf>, changed: mpsc::Sender<()>) -> notify::Result<()> {
     let (seen, mut events) = mpsc::channel::<()>(1);
-    let folder = match path.parent() {
+    let folder = |path: &PathBuf| match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
         _ => PathBuf::from("."),
     };
+    let folders: BTreeSet<PathBuf> = paths.iter().map(folder).collect();
     let mut watcher = notify::recommended_watcher(move |_| {
         // Full: a look is due anyway.
         let _ = seen.try_send(());
     })?;
-    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+    for folder in &folders {
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    }
     let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
-    let mut known = fingerprint(&path);
+    let look = || paths.iter().map(|path| fingerprint(path)).collect::<Vec<_>>();
+    let mut known = look();
     loop {
         let is_asked = tokio::select! {
             _ = events.recv() => false,
@@ -34,7 +39,7 @@ pub async fn watch(path: PathBuf, changed: mpsc::Sender<()>) -> notify::Result<(
         if !is_asked {
             tokio::time::sleep(SETTLE).await;
         }
-        let now = fingerprint(&path);
+        let now = look();
         if now == known && !is_asked {
             continue;
         }

@@ -8,6 +8,7 @@ mod clients;
 mod commands;
 mod flush;
 mod keyspace;
+mod listener;
 mod local;
 mod pubsub;
 mod refused;

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
 use crate::dual::ReplyPort;
@@ -19,6 +18,7 @@ use crate::session::bounds::Bounds;
 use crate::session::refused;
 use crate::store::Reply;
 use crate::store::link::{Dirty, OutBuffer};
+use crate::wire::WriteHalf;
 
 /// Which answers are kept from the client (CLIENT REPLY).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub fn publish_slow(total: &AtomicU64) {
 
 /// See the module.
 pub struct Replies {
-    stream: OwnedWriteHalf,
+    stream: WriteHalf,
     /// The number of the oldest request without an answer.
     oldest: Cell<u64>,
     next: Cell<u64>,
@@ -66,7 +66,7 @@ pub struct Replies {
 
 impl Replies {
     /// A client that leaves more unread than `bounds` allow is closed.
-    pub fn new(stream: OwnedWriteHalf, dirty: Rc<Dirty<Replies>>, bounds: Arc<Bounds>) -> Rc<Self> {
+    pub fn new(stream: WriteHalf, dirty: Rc<Dirty<Replies>>, bounds: Arc<Bounds>) -> Rc<Self> {
         Rc::new_cyclic(|me| Self {
             stream,
             oldest: Cell::new(0),
@@ -166,7 +166,7 @@ impl Replies {
 
     /// Whether everything is written.
     pub fn is_flushed(&self) -> bool {
-        self.out.borrow().is_empty()
+        self.out.borrow().is_empty() && !self.stream.has_unsent()
     }
 
     /// Writes; what the socket does not take now is written when it does.
@@ -284,7 +284,7 @@ mod tests {
             idle_timeout: std::time::Duration::ZERO,
             drain_timeout: std::time::Duration::ZERO,
         }));
-        (Replies::new(writer, Rc::new(Dirty::new(Rc::new(Notify::new()))), bounds), client)
+        (Replies::new(WriteHalf::Plain(writer), Rc::new(Dirty::new(Rc::new(Notify::new()))), bounds), client)
     }
 
     async fn poll<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {

@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
 
 use crate::audit::{Audit, Kind as Unlike};
 use crate::command::{self, Access, CommandSpec, Kind};
@@ -25,6 +23,7 @@ use crate::session::scripts::Scripts;
 use crate::session::transaction::Transaction;
 use crate::store::Reply;
 use crate::store::link::Dirty;
+use crate::wire::{ReadHalf, Stream};
 
 /// What one read takes; a session that is idle holds no buffer at all.
 const READ_BYTES: usize = 16 << 10;
@@ -61,7 +60,7 @@ pub struct Session {
     pub shared: Rc<Shared>,
     pub replies: Rc<Replies>,
     port: Rc<dyn ReplyPort>,
-    pub reader: OwnedReadHalf,
+    pub reader: ReadHalf,
     pub buffer: BytesMut,
     scanner: RequestScanner,
     /// What the others see of it.
@@ -75,7 +74,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn new(shared: Rc<Shared>, stream: TcpStream, client: Arc<Client>) -> Self {
+    pub fn new(shared: Rc<Shared>, stream: Stream, client: Arc<Client>) -> Self {
         let (reader, writer) = stream.into_split();
         let replies = Replies::new(writer, shared.dirty.clone(), shared.bounds.clone());
         let is_admitted = shared.password.is_none();

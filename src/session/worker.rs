@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
@@ -20,12 +20,14 @@ use crate::metrics::Totals;
 use crate::routing::{Side, Table};
 use crate::session::bounds::Bounds;
 use crate::session::clients::Clients;
+use crate::session::listener::{self, Entrance};
 use crate::session::refused;
 use crate::session::replies;
 use crate::session::scripts::Scripts;
-use crate::session::session::{Session, Shared};
+use crate::session::session::Shared;
 use crate::store::link::Dirty;
 use crate::store::{Stores, StoresConfig};
+use crate::wire::Acceptor;
 
 const TICK: Duration = Duration::from_millis(25);
 
@@ -35,6 +37,8 @@ pub struct WorkerParts {
     pub address: SocketAddr,
     pub bounds: Arc<Bounds>,
     pub password: Option<String>,
+    /// Set where clients speak TLS.
+    pub tls: Option<Arc<Acceptor>>,
     pub stores: StoresConfig,
     pub db: u32,
     pub table: Arc<Table>,
@@ -112,8 +116,9 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         parts.number,
     ));
     let open = Rc::new(Cell::new(0usize));
-    let accept = |listener| accept(listener, shared.clone(), parts.totals.clone(), open.clone());
-    let accepting: Vec<_> = listeners.into_iter().map(|listener| tokio::task::spawn_local(accept(listener))).collect();
+    let entrance = Rc::new(Entrance { shared, totals: parts.totals, tls: parts.tls, open: open.clone() });
+    let accept = |listener| tokio::task::spawn_local(listener::accept(listener, entrance.clone()));
+    let accepting: Vec<_> = listeners.into_iter().map(accept).collect();
     let (inbox, hearing) = (parts.inbox, engine.clone());
     let hearing = tokio::task::spawn_local(async move { hearing.run_inbox(inbox).await });
     engine.stopped().await;
@@ -169,41 +174,4 @@ async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, bounds
 /// Adds what changed of this worker's share to the total.
 fn publish(total: &AtomicU64, last: u64, now: u64) {
     total.fetch_add(now.wrapping_sub(last), Ordering::Relaxed);
-}
-
-async fn accept(listener: TcpListener, shared: Rc<Shared>, totals: Arc<Totals>, open: Rc<Cell<usize>>) {
-    loop {
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::error!(%error, "accept: is the limit of open files reached? trying again");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let id = totals.accepted.fetch_add(1, Ordering::Relaxed) + 1;
-        if totals.clients.fetch_add(1, Ordering::Relaxed) >= shared.bounds.clients_max() as u64 {
-            totals.clients.fetch_sub(1, Ordering::Relaxed);
-            totals.rejected.fetch_add(1, Ordering::Relaxed);
-            reject(&stream);
-            continue;
-        }
-        let _ = stream.set_nodelay(true);
-        let local = stream.local_addr().unwrap_or(peer);
-        let (clients, client) = (shared.clients.clone(), shared.clients.add(id, peer, local));
-        let session = Session::new(shared.clone(), stream, client);
-        let (totals, open) = (totals.clone(), open.clone());
-        open.set(open.get() + 1);
-        tokio::task::spawn_local(async move {
-            session.run().await;
-            clients.remove(id);
-            totals.clients.fetch_sub(1, Ordering::Relaxed);
-            open.set(open.get() - 1);
-        });
-    }
-}
-
-fn reject(stream: &TcpStream) {
-    // A client that can't take one line is closed without it.
-    let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
 }

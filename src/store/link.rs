@@ -13,14 +13,14 @@ use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
 use crate::resp::reply::{self, Protocol};
 use crate::resp::scan::ReplyScanner;
+use crate::store::connect::{connect, late};
 use crate::store::private_link::{Greeting, end, greet, run_id};
 use crate::store::{LinkError, Login, Loss, Reply, Timeouts};
+use crate::wire::{self, Connector, ReadHalf, WriteHalf};
 
 /// Requests and replies of this size and more are passed on without a copy; a copy of less costs under 1 µs.
 pub const LARGE_BYTES: usize = 16 << 10;
@@ -86,7 +86,7 @@ impl OutBuffer {
     }
 
     /// Writes as much as the socket takes; gives the bytes written. Memory is given back when all is out.
-    pub fn write_to(&mut self, stream: &OwnedWriteHalf) -> std::io::Result<usize> {
+    pub fn write_to(&mut self, stream: &WriteHalf) -> std::io::Result<usize> {
         let mut total = 0;
         while self.bytes > 0 {
             let written = if self.chunks.is_empty() {
@@ -107,6 +107,7 @@ impl OutBuffer {
                 Err(error) => return Err(error),
             }
         }
+        stream.send_on()?;
         if self.bytes == 0 && self.tail.capacity() > READ_BYTES {
             self.tail = BytesMut::new();
         }
@@ -161,6 +162,8 @@ impl<T> Dirty<T> {
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     pub address: Arc<str>,
+    /// For a `rediss://` store.
+    pub tls: Option<Arc<Connector>>,
     pub login: Login,
     pub db: u32,
     pub timeouts: Timeouts,
@@ -169,7 +172,7 @@ pub struct Endpoint {
 /// See the module.
 pub struct Link<P> {
     endpoint: Endpoint,
-    stream: RefCell<Option<Rc<OwnedWriteHalf>>>,
+    stream: RefCell<Option<Rc<WriteHalf>>>,
     out: RefCell<OutBuffer>,
     entries: RefCell<VecDeque<Entry<P>>>,
     appended: Cell<u64>,
@@ -308,7 +311,7 @@ impl<P: Pending> Link<P> {
         match out.write_to(&stream) {
             Ok(written) => {
                 self.written.set(self.written.get() + written as u64);
-                if !out.is_empty() {
+                if !out.is_empty() || stream.has_unsent() {
                     self.writable.notify_one();
                 }
             }
@@ -336,7 +339,7 @@ impl<P: Pending> Link<P> {
         while !self.ended.get() {
             let limit = self.endpoint.timeouts.connect;
             let opened = tokio::time::timeout(limit, self.open()).await;
-            match opened.unwrap_or_else(|_| Err("no connection in time".into())) {
+            match opened.unwrap_or_else(|_| Err(late(&self.endpoint).into())) {
                 Ok(stream) => {
                     backoff_ms = 10;
                     self.serve(stream).await;
@@ -356,10 +359,8 @@ impl<P: Pending> Link<P> {
     }
 
     /// Connects, greets, and makes sure that nothing of the previous connection runs any more.
-    async fn open(&self) -> Result<TcpStream, String> {
-        let stream = TcpStream::connect(&*self.endpoint.address).await.map_err(|error| error.to_string())?;
-        let _ = stream.set_nodelay(true);
-        let mut stream = stream;
+    async fn open(&self) -> Result<wire::Stream, String> {
+        let mut stream = connect(&self.endpoint).await?;
         let greeting = greet(&mut stream, &self.endpoint, Protocol::Resp2).await?;
         let run_id = run_id(&mut stream).await?;
         let before = self.run_id.replace(run_id.clone());
@@ -377,7 +378,7 @@ impl<P: Pending> Link<P> {
         Ok(stream)
     }
 
-    async fn serve(self: &Rc<Self>, stream: TcpStream) {
+    async fn serve(self: &Rc<Self>, stream: wire::Stream) {
         let (mut reader, writer) = stream.into_split();
         let stream = Rc::new(writer);
         *self.stream.borrow_mut() = Some(stream.clone());
@@ -399,7 +400,7 @@ impl<P: Pending> Link<P> {
     }
 
     /// Writes on when a write was short.
-    async fn write(&self, stream: &OwnedWriteHalf) -> String {
+    async fn write(&self, stream: &WriteHalf) -> String {
         loop {
             self.writable.notified().await;
             if let Err(error) = stream.writable().await {
@@ -409,7 +410,7 @@ impl<P: Pending> Link<P> {
         }
     }
 
-    async fn read(&self, stream: &mut OwnedReadHalf) -> String {
+    async fn read(&self, stream: &mut ReadHalf) -> String {
         let mut buffer = BytesMut::new();
         let mut scanner = ReplyScanner::default();
         loop {
@@ -420,7 +421,7 @@ impl<P: Pending> Link<P> {
             match stream.read_buf(&mut buffer).await {
                 Ok(0) => return "closed by the node".into(),
                 Ok(_) => self.now.set(Instant::now()),
-                Err(error) => return error.to_string(),
+                Err(error) => return wire::explain(&error),
             }
             loop {
                 match scanner.scan(&buffer) {

@@ -5,6 +5,7 @@
 //! never converted.
 
 mod cluster;
+mod connect;
 pub mod link;
 mod loss;
 pub mod private_link;

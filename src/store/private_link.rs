@@ -3,17 +3,18 @@
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::resp::reply::{self, Protocol};
 use crate::resp::scan::ReplyScanner;
 use crate::resp::write;
 use crate::store::LinkError;
+use crate::store::connect::{connect, late};
 use crate::store::link::Endpoint;
+use crate::wire::{self, Stream};
 
 /// See the module.
 pub struct PrivateLink {
-    stream: TcpStream,
+    stream: Stream,
     buffer: BytesMut,
     scanner: ReplyScanner,
     id: i64,
@@ -23,14 +24,13 @@ impl PrivateLink {
     /// Connects and greets, bounded by the endpoint's connect time-out.
     pub async fn connect(endpoint: &Endpoint, protocol: Protocol) -> Result<Self, LinkError> {
         let open = async {
-            let mut stream = TcpStream::connect(&*endpoint.address).await.map_err(|error| error.to_string())?;
-            let _ = stream.set_nodelay(true);
+            let mut stream = connect(endpoint).await?;
             let id = greet(&mut stream, endpoint, protocol).await?.id;
             Ok::<_, String>(Self { stream, buffer: BytesMut::new(), scanner: ReplyScanner::default(), id })
         };
         match tokio::time::timeout(endpoint.timeouts.connect, open).await {
             Ok(opened) => opened.map_err(LinkError::Down),
-            Err(_) => Err(LinkError::Down("no connection in time".into())),
+            Err(_) => Err(LinkError::Down(late(endpoint).into())),
         }
     }
 
@@ -41,7 +41,7 @@ impl PrivateLink {
 
     /// Sends bytes.
     pub async fn send(&mut self, request: &[u8]) -> Result<(), LinkError> {
-        self.stream.write_all(request).await.map_err(|_| LinkError::Lost)
+        write(&mut self.stream, request).await.map_err(|_| LinkError::Lost)
     }
 
     /// The next frame, a push included. Cancelling it loses nothing: what was read stays in the buffer.
@@ -95,7 +95,7 @@ impl Greeting {
 }
 
 /// Greets a node: AUTH, HELLO, SELECT. The text of an error holds no secret.
-pub(super) async fn greet(stream: &mut TcpStream, endpoint: &Endpoint, protocol: Protocol) -> Result<Greeting, String> {
+pub(super) async fn greet(stream: &mut Stream, endpoint: &Endpoint, protocol: Protocol) -> Result<Greeting, String> {
     let mut out = BytesMut::new();
     let mut expected: Vec<&str> = Vec::new();
     if let Some(password) = &endpoint.login.password {
@@ -111,7 +111,7 @@ pub(super) async fn greet(stream: &mut TcpStream, endpoint: &Endpoint, protocol:
         write::command(&mut out, &[b"SELECT", endpoint.db.to_string().as_bytes()]);
         expected.push("SELECT");
     }
-    stream.write_all(&out).await.map_err(|error| error.to_string())?;
+    write(stream, &out).await?;
     let mut buffer = BytesMut::new();
     let mut greeting = None;
     for command in expected {
@@ -127,10 +127,10 @@ pub(super) async fn greet(stream: &mut TcpStream, endpoint: &Endpoint, protocol:
 }
 
 /// The server process that a connection reached: its `run_id`, which a restart changes.
-pub(super) async fn run_id(stream: &mut TcpStream) -> Result<String, String> {
+pub(super) async fn run_id(stream: &mut Stream) -> Result<String, String> {
     let mut ask = BytesMut::new();
     write::command(&mut ask, &[b"INFO", b"server"]);
-    stream.write_all(&ask).await.map_err(|error| error.to_string())?;
+    write(stream, &ask).await?;
     let frame = next_frame(stream, &mut BytesMut::new()).await?;
     let text = String::from_utf8_lossy(reply::bulk(&frame).unwrap_or_default()).into_owned();
     let found = text.lines().find_map(|line| line.strip_prefix("run_id:"));
@@ -140,14 +140,20 @@ pub(super) async fn run_id(stream: &mut TcpStream) -> Result<String, String> {
 
 /// Ends another connection of ours to the same server process, so that nothing of it runs any more. One that is gone already
 /// is what was wanted.
-pub(super) async fn end(stream: &mut TcpStream, id: i64) -> Result<(), String> {
+pub(super) async fn end(stream: &mut Stream, id: i64) -> Result<(), String> {
     let mut ask = BytesMut::new();
     write::command(&mut ask, &[b"CLIENT", b"KILL", b"ID", id.to_string().as_bytes()]);
-    stream.write_all(&ask).await.map_err(|error| error.to_string())?;
+    write(stream, &ask).await?;
     next_frame(stream, &mut BytesMut::new()).await.map(drop)
 }
 
-async fn next_frame(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<BytesMut, String> {
+/// Writes all of it, and what TLS makes of it.
+async fn write(stream: &mut Stream, bytes: &[u8]) -> Result<(), String> {
+    stream.write_all(bytes).await.map_err(|error| wire::explain(&error))?;
+    stream.flush().await.map_err(|error| wire::explain(&error))
+}
+
+async fn next_frame(stream: &mut Stream, buffer: &mut BytesMut) -> Result<BytesMut, String> {
     let mut scanner = ReplyScanner::default();
     loop {
         if let Some(length) = scanner.scan(buffer).map_err(|error| error.to_string())? {
@@ -156,7 +162,7 @@ async fn next_frame(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Byt
         match stream.read_buf(buffer).await {
             Ok(0) => return Err("closed by the node".into()),
             Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(wire::explain(&error)),
         }
     }
 }

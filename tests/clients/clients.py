@@ -12,12 +12,8 @@ import asyncio
 import contextlib
 import gc
 import itertools
-import json
 import logging
-import random
 import re
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,105 +25,13 @@ from pathlib import Path
 import redis
 import redis.asyncio
 
-BINARY = Path(__file__).resolve().parents[2] / "target/debug/cutover"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from stack import BINARY, Proxy, Stores  # noqa: E402
+
 PHASES = {"60": "standalone", "61": "dual-standalone", "62": "dual-cluster", "63": "cluster"}
 FLIPPING = "64"  # the provider that moves during a test
 
-# Stores, proxy ----------------------------------------------------------------------------------------------------------
-
-
-PORTS = range(12_000, 32_000)  # below those that the system gives to clients, so that no connection takes one meanwhile
-
-
-def free_port():
-    for port in random.sample(PORTS, 200):
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
-    raise OSError(f"no port is free in {PORTS}")
-
-
-def start(command, log):
-    """A process that ends with this one, however that ends: a shell kills it when our end of its stdin closes."""
-    shell = ["sh", "-c", '"$@" </dev/null & read _; kill -9 $!', "sh", *map(str, command)]
-    return subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=open(log, "w"), stderr=subprocess.STDOUT)
-
-
-def eventually(what, holds):
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            if holds():
-                return
-        except (OSError, redis.RedisError):
-            pass
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited in vain: {what}")
-        time.sleep(0.02)
-
-
-class Stack:
-    """A plain Redis to compare with, the standalone, three primaries, and the proxy."""
-
-    def __init__(self, folder):
-        self.folder, self.processes = Path(folder), []
-        self.plain_port, self.standalone_port = self.redis("plain"), self.redis("standalone")
-        nodes = [(self.redis(f"node-{n}", "--cluster-enabled", "yes", "--cluster-port", bus := free_port()),
-            bus) for n in range(3)]
-        for (port, _), slots in zip(nodes, ["0 5460", "5461 10922", "10923 16383"]):
-            redis.Redis(port=port).execute_command("CLUSTER", "ADDSLOTSRANGE", *slots.split())
-            redis.Redis(port=port).execute_command("CLUSTER", "MEET", "127.0.0.1", *nodes[0])
-        self.nodes = [port for port, _ in nodes]
-        for port in self.nodes:
-            info = redis.Redis(port=port, decode_responses=True)
-            eventually("the cluster is ready", lambda: "cluster_state:ok" in str(info.execute_command("CLUSTER", "INFO"))
-                       and "cluster_known_nodes:3" in str(info.execute_command("CLUSTER", "INFO")))
-        self.port, self.admin = free_port(), free_port()
-        providers = {**PHASES, FLIPPING: "dual-standalone"}
-        (self.folder / "proxy.toml").write_text(f"""
-[listen]
-address = "127.0.0.1:{self.port}"
-workers = 2
-[admin]
-address = "127.0.0.1:{self.admin}"
-[standalone]
-url = "redis://127.0.0.1:{self.standalone_port}/0"
-[cluster]
-seeds = {json.dumps([f"redis://127.0.0.1:{port}" for port in self.nodes])}
-[routing]
-keys = ["provider:{{provider}}:*", "*:provider:{{provider}}:*"]
-[state]
-directory = "{self.folder}/state"
-[providers]
-""" + "".join(f'"{provider}" = "{phase}"\n' for provider, phase in providers.items()))
-        self.processes.append(start([BINARY, "--config", self.folder / "proxy.toml", "serve"], self.folder / "proxy.log"))
-        eventually("the proxy is ready", lambda: urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/readyz").status == 200)
-        # As on any stack that has been used: what is in a dual phase is known to be whole.
-        self.cutover("backfill", "61", "62", FLIPPING)
-
-    def redis(self, name, *arguments):
-        port, folder = free_port(), self.folder / name
-        folder.mkdir()
-        command = ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", folder, *arguments]
-        self.processes.append(start(command, folder / "log"))
-        eventually(f"{name} answers", lambda: redis.Redis(port=port).ping())
-        return port
-
-    def cutover(self, *words):
-        done = subprocess.run([BINARY, "--config", self.folder / "proxy.toml", *words], capture_output=True, text=True)
-        if done.returncode:
-            raise AssertionError(f"cutover {' '.join(words)}: {done.stdout}{done.stderr}")
-
-    def url(self, db=0):
-        return f"redis://127.0.0.1:{self.port}/{db}"
-
-    def end(self):
-        for process in self.processes:
-            process.stdin.close()
-            process.wait()
-
-
-STACK: Stack
+STACK: Proxy
 
 # How tests are made -----------------------------------------------------------------------------------------------------
 
@@ -903,8 +807,8 @@ class AtLast(unittest.TestCase):
         STACK.cutover("verify", "61", "62", FLIPPING)
 
     def test_2_each_provider_lives_where_its_phase_says(self):
-        on_standalone = set(redis.Redis(port=STACK.standalone_port).scan_iter(match="*provider:6?:*", count=1000))
-        on_cluster = {key for port in STACK.nodes for key in redis.Redis(port=port).scan_iter(match="*", count=1000)}
+        on_standalone = set(redis.Redis(port=STACK.stores.standalone_port).scan_iter(match="*provider:6?:*", count=1000))
+        on_cluster = {key for port in STACK.stores.nodes for key in redis.Redis(port=port).scan_iter(match="*", count=1000)}
 
         def providers(keys):
             return {re.search(rb"provider:(6\d):", key)[1].decode() for key in keys}
@@ -935,15 +839,19 @@ def main(words):
         sys.exit(f"{BINARY} is missing: cargo build")
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # a test loop is in debug mode, and tells of every slow step
     with tempfile.TemporaryDirectory(prefix="cutover-clients-") as folder:
-        STACK = Stack(folder)
+        stores = Stores(folder)
         try:
+            STACK = Proxy(stores, "proxy", {**PHASES, FLIPPING: "dual-standalone"})
+            _, STACK.plain_port = stores.redis("plain")  # to compare with
+            # As on any stack that has been used: what is in a dual phase is known to be whole.
+            STACK.cutover("backfill", "61", "62", FLIPPING)
             configure_django()
             tests = [test for cls in SUITE for test in unittest.defaultTestLoader.loadTestsFromTestCase(cls)]
             # A class of tests may have things to set up: that is done by its suite.
             chosen = [test for test in tests if not words or any(word.lower() in name_of(test).lower() for word in words)]
             result = unittest.TextTestRunner(verbosity=2 if words else 1).run(unittest.TestSuite(chosen))
         finally:
-            STACK.end()
+            stores.end()
     failed = len({name_of(test) for test, _ in result.failures + result.errors})
     print(f"{result.testsRun - failed} passed, {failed} failed")
     return 1 if failed or not result.testsRun else 0

@@ -8,17 +8,24 @@ const RULE: &str = "rooms";
 /// Each room with what it may import beside the leaves, which are open to all.
 const ROOMS: &[(&str, &[&str])] = &[
     ("resp", &[]),
+    ("wire", &[]),
     ("command", &["resp"]),
     ("routing", &["resp", "command"]),
     ("config", &["resp", "command", "routing"]),
-    ("store", &["resp"]),
+    ("store", &["resp", "wire"]),
     ("dual", &["resp", "command", "routing", "store"]),
-    ("session", &["resp", "command", "routing", "store", "dual"]),
+    ("session", &["resp", "wire", "command", "routing", "store", "dual"]),
     ("jobs", &["resp", "command", "routing", "store", "dual"]),
     ("change", &["resp", "command", "routing", "config"]),
     ("admin", &["resp", "command", "routing", "config", "store", "dual", "jobs", "change"]),
-    ("serve", &["resp", "command", "routing", "config", "store", "dual", "session", "jobs", "change", "admin"]),
-    ("cli", &["resp", "command", "routing", "config", "store", "dual", "session", "jobs", "change", "admin", "serve"]),
+    ("serve", &["resp", "wire", "command", "routing", "config", "store", "dual", "session", "jobs", "change", "admin"]),
+    (
+        "cli",
+        &[
+            "resp", "wire", "command", "routing", "config", "store", "dual", "session", "jobs", "change", "admin",
+            "serve",
+        ],
+    ),
     ("main", &["cli"]),
 ];
 

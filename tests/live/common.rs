@@ -54,21 +54,20 @@ pub struct Redis {
 
 impl Redis {
     pub fn start(arguments: &[&str]) -> Self {
-        let directory = tempfile::tempdir().expect("make a directory");
-        let (port, bus_port) = (free_port(), free_port());
-        let arguments = arguments.iter().map(ToString::to_string).collect();
-        let (shell, pid) = Self::spawn(port, &directory, &arguments);
-        let redis = Self { shell, pid, port, bus_port, directory, arguments };
-        eventually("redis-server answers", || redis.try_connect().is_some());
-        redis
+        Self::launch(free_port(), arguments)
     }
 
-    pub fn cluster_node() -> Self {
-        let directory = tempfile::tempdir().expect("make a directory");
-        let (port, bus_port) = (free_port(), free_port());
+    pub fn cluster_node(arguments: &[&str]) -> Self {
+        let bus_port = free_port();
         let own = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port"];
-        let mut arguments: Vec<String> = own.iter().map(ToString::to_string).collect();
-        arguments.push(bus_port.to_string());
+        Self::launch(bus_port, &[&own[..], &[&bus_port.to_string()], arguments].concat())
+    }
+
+    /// `bus_port` is told to others; the server has it from its arguments.
+    fn launch(bus_port: u16, arguments: &[&str]) -> Self {
+        let port = free_port();
+        let directory = tempfile::tempdir().expect("make a directory");
+        let arguments = arguments.iter().map(ToString::to_string).collect();
         let (shell, pid) = Self::spawn(port, &directory, &arguments);
         let redis = Self { shell, pid, port, bus_port, directory, arguments };
         eventually("redis-server answers", || redis.try_connect().is_some());
@@ -91,6 +90,11 @@ impl Redis {
         let out = shell.stdout.as_mut().expect("piped");
         BufReader::new(out).read_line(&mut line).expect("read the server's pid");
         (shell, line.trim().parse().expect("a pid"))
+    }
+
+    /// What stands behind one of its arguments.
+    pub fn argument(&self, name: &str) -> Option<&str> {
+        self.arguments.iter().skip_while(|argument| *argument != name).nth(1).map(String::as_str)
     }
 
     pub fn url(&self) -> String {
@@ -166,11 +170,22 @@ pub struct Stores {
 
 impl Stores {
     pub fn start() -> Self {
-        let nodes: Vec<Redis> = (0..6).map(|_| Redis::cluster_node()).collect();
-        let standalone = Redis::start(&[]);
+        Self::start_with(Vec::new)
+    }
+
+    /// `further` arguments are asked for each server.
+    pub fn start_with(further: impl Fn() -> Vec<String>) -> Self {
+        let start = |launch: fn(&[&str]) -> Redis| {
+            let further = further();
+            launch(&further.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let nodes: Vec<Redis> = (0..6).map(|_| start(Redis::cluster_node)).collect();
+        let standalone = start(Redis::start);
         let first = &nodes[0];
+        // Nodes whose bus speaks TLS know each other by those ports.
+        let port = first.argument("--tls-port").map_or(first.port.to_string(), str::to_string);
         for node in &nodes[1..] {
-            run(&mut node.connect(), &format!("CLUSTER MEET 127.0.0.1 {} {}", first.port, first.bus_port));
+            run(&mut node.connect(), &format!("CLUSTER MEET 127.0.0.1 {port} {}", first.bus_port));
         }
         for (node, range) in nodes.iter().zip(["0 5460", "5461 10922", "10923 16383"]) {
             run(&mut node.connect(), &format!("CLUSTER ADDSLOTSRANGE {range}"));

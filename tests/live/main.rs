@@ -21,3 +21,4 @@ mod protocol;
 mod subscribers;
 mod succession;
 mod tagged;
+mod tls;

@@ -1,0 +1,95 @@
+//! From the configuration to what connections are made of: endpoints of both stores, and certificates with their reload.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context as _;
+
+use crate::config::{self, Config, StoreUrl};
+use crate::metrics::Totals;
+use crate::store::link::Endpoint;
+use crate::store::{Login, StoresConfig, Timeouts};
+use crate::wire::{Acceptor, ClientFiles, Connector, Identity, ServerFiles, Verify};
+
+fn endpoint(url: &StoreUrl, store: &config::Store, tls: Option<Arc<Connector>>) -> Endpoint {
+    Endpoint {
+        address: url.address().into(),
+        tls,
+        login: Login { user: url.user.clone(), password: url.password.clone() },
+        db: url.db,
+        timeouts: Timeouts { connect: store.connect_timeout, reply: store.reply_timeout, patience: store.patience },
+    }
+}
+
+/// How to reach the standalone.
+pub fn standalone(config: &Config) -> anyhow::Result<Endpoint> {
+    let store = &config.standalone;
+    let tls = connector(store).context("[standalone] tls")?;
+    // `config::check` refuses a section without a URL.
+    Ok(endpoint(&store.urls[0], store, tls))
+}
+
+/// How to reach the cluster's seeds; none without a `[cluster]` section.
+pub fn seeds(config: &Config) -> anyhow::Result<Vec<Endpoint>> {
+    let Some(store) = &config.cluster else { return Ok(Vec::new()) };
+    let tls = connector(store).context("[cluster] tls")?;
+    Ok(store.urls.iter().map(|url| endpoint(url, store, tls.clone())).collect())
+}
+
+fn connector(store: &config::Store) -> anyhow::Result<Option<Arc<Connector>>> {
+    let Some(tls) = &store.tls else { return Ok(None) };
+    if tls.is_unverified {
+        tracing::warn!(
+            "tls.verify is false: whoever stands between the proxy and its store can read and change everything"
+        );
+    }
+    let files = ClientFiles {
+        ca: tls.ca.clone(),
+        identity: tls.identity.clone().map(|(cert, key)| Identity { cert, key }),
+        verify: if tls.is_unverified { Verify::No } else { Verify::Yes },
+        server_name: tls.server_name.clone(),
+    };
+    Ok(Some(Arc::new(Connector::open(files)?)))
+}
+
+/// What clients are greeted with, where they speak TLS.
+pub fn acceptor(config: &Config) -> anyhow::Result<Option<Arc<Acceptor>>> {
+    let Some(tls) = &config.listen.tls else { return Ok(None) };
+    let identity = Identity { cert: tls.cert.clone(), key: tls.key.clone() };
+    let files = ServerFiles { identity, client_ca: tls.client_ca.clone() };
+    Ok(Some(Arc::new(Acceptor::open(files).context("[listen] tls")?)))
+}
+
+/// All that was read from certificate files, to be read again.
+pub(super) struct Certificates {
+    acceptor: Option<Arc<Acceptor>>,
+    connectors: Vec<Arc<Connector>>,
+}
+
+impl Certificates {
+    pub(super) fn of(acceptor: Option<&Arc<Acceptor>>, stores: &StoresConfig) -> Self {
+        // All seeds share one.
+        let connectors = [Some(&stores.standalone), stores.cluster.first()];
+        let connectors = connectors.into_iter().flatten().filter_map(|endpoint| endpoint.tls.clone()).collect();
+        Self { acceptor: acceptor.cloned(), connectors }
+    }
+
+    /// The files.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let acceptor = self.acceptor.iter().flat_map(|acceptor| acceptor.paths());
+        let connectors = self.connectors.iter().flat_map(|connector| connector.paths());
+        acceptor.chain(connectors).map(Path::to_path_buf).collect()
+    }
+
+    /// Connections that are opened from now on have the new ones.
+    pub(super) fn reload(&self, totals: &Totals) {
+        let acceptor = self.acceptor.iter().map(|acceptor| acceptor.reload());
+        let connectors = self.connectors.iter().map(|connector| connector.reload());
+        let refused: Vec<_> = acceptor.chain(connectors).filter_map(Result::err).collect();
+        for error in &refused {
+            tracing::error!(%error, "certificates cannot be used; the ones before stay");
+        }
+        totals.certificates_refused.store(u64::from(!refused.is_empty()), Ordering::Relaxed);
+    }
+}
