@@ -11,6 +11,7 @@ pub mod jobs;
 pub mod metrics;
 pub mod resp;
 pub mod routing;
+pub mod secret;
 pub mod serve;
 pub mod session;
 pub mod slot;

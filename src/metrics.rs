@@ -40,8 +40,8 @@ pub struct Totals {
 }
 
 /// Why the proxy answered with an error of its own. `request`: the request itself was wrong (unknown command, wrong number
-/// of arguments, no password).
-pub const REASONS: [&str; 5] = ["crossslot", "not_supported", "store_down", "unknown_outcome", "request"];
+/// of arguments, no password); `denied`: a wrong password, or a user that may not do it.
+pub const REASONS: [&str; 6] = ["crossslot", "not_supported", "store_down", "unknown_outcome", "request", "denied"];
 
 /// Reads a total.
 pub fn get(total: &AtomicU64) -> u64 {

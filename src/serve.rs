@@ -37,8 +37,9 @@ use crate::jobs::{self, Jobs};
 use crate::metrics::Totals;
 use crate::routing::{Phase, RouteName, Table};
 use crate::serve::listeners::Listeners;
+use crate::session::users::Users;
 use crate::session::worker::{self, WorkerParts};
-use crate::session::{Bounds, Clients, Scripts, SessionLimits};
+use crate::session::{Bounds, Clients, Filter, Scripts, SessionLimits};
 use crate::store::{Loss, SlotMap, StoresConfig, topology};
 
 pub use reach::{acceptor, seeds, standalone};
@@ -212,6 +213,8 @@ struct Program {
     workers: Vec<JoinHandle<std::io::Result<bool>>>,
     loss: Arc<Loss>,
     bounds: Arc<Bounds>,
+    users: Arc<ArcSwap<Users>>,
+    clients: Arc<Clients>,
     /// The sockets again, for a successor.
     sockets: Vec<TcpListener>,
     admin: tokio::task::JoinHandle<()>,
@@ -257,6 +260,7 @@ impl Program {
         let sockets = listeners.all().context("keep the sockets for a successor")?;
         let spread = listeners::spread(listeners.clients, count).context("share the sockets among the workers")?;
         let bounds = Arc::new(Bounds::new(&limits(config)));
+        let users = Arc::new(ArcSwap::from_pointee(reach::users(config)));
         let traffic = Arc::new(TrafficBook::default());
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
@@ -269,7 +273,7 @@ impl Program {
                 number,
                 address: config.listen.address,
                 bounds: bounds.clone(),
-                password: config.listen.password.clone(),
+                users: users.clone(),
                 tls: tls.clone(),
                 stores: stores.clone(),
                 db: config.standalone.urls.first().map_or(0, |url| url.db),
@@ -322,6 +326,8 @@ impl Program {
             workers,
             loss,
             bounds,
+            users,
+            clients,
             sockets,
             admin,
             certificates,
@@ -406,6 +412,7 @@ impl Program {
         }
         self.config.log.level = config.log.level.clone();
         self.bounds.set(&limits(&config));
+        self.change_users(&config);
         self.adopter.set_flip_timeout(config.flip_timeout);
         for setting in needs_restart(&self.config, &config) {
             tracing::warn!(setting, "changed in proxy.toml; it takes effect at the next start");
@@ -423,6 +430,15 @@ impl Program {
                     adopted.flips.iter().filter(|flip| flip.from == Phase::Cluster && flip.to == Phase::DualCluster);
                 back.map(|flip| flip.after.clone()).collect::<HashSet<_>>().into_iter().collect()
             });
+        }
+    }
+
+    /// Who may come in from now on. Clients whose users are gone, or may do other things now, are closed.
+    fn change_users(&self, config: &Config) {
+        let old = self.users.swap(Arc::new(reach::users(config)));
+        for name in old.ended(&self.users.load()) {
+            let closed = self.clients.kill(&Filter { user: Some(name.clone()), ..Filter::default() });
+            tracing::info!(user = %name.escape_ascii(), closed, "the user is gone or has other rights; its clients are closed");
         }
     }
 
@@ -463,9 +479,10 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         max_pending_reply_bytes: new.listen.max_pending_reply_bytes,
         idle_timeout: new.listen.idle_timeout,
         drain_timeout: new.listen.drain_timeout,
+        password: new.listen.password.clone(),
         ..old.listen.clone()
     };
-    look(listen != new.listen, "[listen] address, password or workers");
+    look(listen != new.listen, "[listen] address, tls or workers");
     look(old.admin != new.admin, "[admin]");
     look(old.standalone != new.standalone, "[standalone]");
     look(old.cluster != new.cluster, "[cluster]");

@@ -23,6 +23,7 @@ use crate::dual::adopt::Adopter;
 use crate::dual::traffic::TrafficBook;
 use crate::jobs::Jobs;
 use crate::metrics::Totals;
+use crate::secret::Secret;
 
 pub use feed::Feed;
 
@@ -35,7 +36,7 @@ pub struct Parts {
     pub traffic: Arc<TrafficBook>,
     pub audit: Arc<Audit>,
     /// Calls that change something must carry it, if it is set.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     pub config_path: PathBuf,
     pub started: Instant,
     pub feed: Arc<Feed>,

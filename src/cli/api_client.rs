@@ -6,12 +6,13 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use crate::config::Config;
+use crate::secret::Secret;
 
 /// See the module.
 pub struct ApiClient {
     agent: ureq::Agent,
     base: String,
-    token: Option<String>,
+    token: Option<Secret>,
 }
 
 impl ApiClient {
@@ -39,7 +40,7 @@ impl ApiClient {
     pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         let mut request = self.agent.post(format!("{}{path}", self.base));
         if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
+            request = request.header("Authorization", format!("Bearer {}", token.expose()));
         }
         self.understand(request.send_json(body))
     }

@@ -2,6 +2,7 @@
 
 pub mod keys;
 pub mod learnt;
+pub mod permitted;
 mod table;
 
 use smallvec::SmallVec;

@@ -8,8 +8,9 @@ use toml::Spanned;
 
 use crate::config::load::{File, StoreLimits, StoreTlsTable, duration, store};
 use crate::config::report::{Finding, Report, Reporter, nearest};
-use crate::config::{Config, Store, StoreTls, StoreUrl};
+use crate::config::{Config, Store, StoreTls, StoreUrl, users};
 use crate::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec};
+use crate::secret::Secret;
 
 /// Judges a parsed file.
 pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Report> {
@@ -67,6 +68,8 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
             Some("add [cluster] with seeds = [\"redis://host:port\"]".into()),
         ));
     }
+    let users = users::users(&file, reporter, &mut findings);
+    users::protection(&file, reporter, &mut findings);
     let flip_timeout = duration(&file.routing.flip_timeout, Duration::from_secs(5), reporter, &mut findings);
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let listen = Config::listen_of(&file.listen, loopback(6380), reporter, &mut findings);
@@ -81,6 +84,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         standalone,
         cluster,
         routing,
+        users,
         state_directory: file.state.directory.unwrap_or_else(|| "cutover-state".into()),
         log,
         flip_timeout,
@@ -229,7 +233,7 @@ fn parse_url(text: &str) -> Result<StoreUrl, &'static str> {
         return Err("a store's URL names a host");
     }
     let (user, password) = match login.map(|login| login.split_once(':').unwrap_or(("", login))) {
-        Some((user, password)) => ((!user.is_empty()).then(|| user.to_string()), Some(password.to_string())),
+        Some((user, password)) => ((!user.is_empty()).then(|| user.to_string()), Some(Secret::from(password))),
         None => (None, None),
     };
     Ok(StoreUrl { host: host.trim_matches(['[', ']']).to_string(), port, user, password, db, is_tls })

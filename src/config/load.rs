@@ -10,8 +10,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::config::check;
-use crate::config::report::{Finding, Report, Reporter, nearest};
+use crate::config::report::{Finding, Report, Reporter, may_be_secret, nearest};
 use crate::config::{Admin, Config, Listen, ListenTls, Log, Store};
+use crate::secret::Secret;
 
 /// The file as written. Each field's default stands in `check`.
 #[derive(Debug, Deserialize)]
@@ -29,6 +30,8 @@ pub(super) struct File {
     #[serde(default)]
     pub providers: BTreeMap<Spanned<String>, Spanned<String>>,
     #[serde(default)]
+    pub users: BTreeMap<Spanned<String>, UserTable>,
+    #[serde(default)]
     pub state: StateSection,
     #[serde(default)]
     pub log: LogSection,
@@ -37,8 +40,9 @@ pub(super) struct File {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListenSection {
-    pub address: Option<SocketAddr>,
-    pub password: Option<String>,
+    pub address: Option<Spanned<SocketAddr>>,
+    pub password: Option<Spanned<Secret>>,
+    pub protected_mode: Option<bool>,
     pub tls: Option<ListenTlsTable>,
     pub workers: Option<usize>,
     pub max_clients: Option<usize>,
@@ -59,8 +63,9 @@ pub(super) struct ListenTlsTable {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AdminSection {
-    pub address: Option<SocketAddr>,
-    pub token: Option<String>,
+    pub address: Option<Spanned<SocketAddr>>,
+    pub token: Option<Spanned<Secret>>,
+    pub protected_mode: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,6 +114,14 @@ pub(super) struct RoutingSection {
     pub force: Vec<String>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UserTable {
+    pub password_sha256: Spanned<Secret>,
+    pub commands: Option<Spanned<Vec<String>>>,
+    pub routes: Option<Vec<Spanned<String>>>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StateSection {
@@ -127,7 +140,7 @@ pub fn load(path: &Path) -> Result<Config, Report> {
     let file = path.display().to_string();
     let read = std::fs::read_to_string(path);
     let text = read.map_err(|error| {
-        let reporter = Reporter { file: &file, text: "" };
+        let reporter = Reporter { file: &file, text: "", written: "" };
         Report { findings: vec![reporter.whole(format!("read {file}: {error}"), None)] }
     })?;
     parse(&file, &text)
@@ -135,13 +148,14 @@ pub fn load(path: &Path) -> Result<Config, Report> {
 
 /// The same for a text; `file` is what the report calls it.
 pub fn parse(file: &str, text: &str) -> Result<Config, Report> {
-    let text = substitute(file, text)?;
-    let reporter = Reporter { file, text: &text };
+    let written = text;
+    let text = substitute(file, written)?;
+    let reporter = Reporter { file, text: &text, written };
     let parsed: File = toml::from_str(&text).map_err(|error| Report { findings: vec![explain(&reporter, &error)] })?;
     check::check(parsed, &reporter)
 }
 
-/// Puts in the environment: `${NAME}`.
+/// Puts in what comes from elsewhere: `${NAME}` from the environment, `${file:PATH}` from a file.
 fn substitute(file: &str, text: &str) -> Result<String, Report> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -152,30 +166,48 @@ fn substitute(file: &str, text: &str) -> Result<String, Report> {
             rest = &rest[at + 2..];
             continue;
         };
-        let name = &rest[at + 2..at + end];
-        match std::env::var(name) {
-            Ok(value) => {
-                out.push_str(&rest[..at]);
-                out.push_str(&value.replace('\\', "\\\\").replace('"', "\\\""));
-            }
-            Err(_) => {
-                let begin = text.len() - rest.len() + at;
-                let reporter = Reporter { file, text };
-                let help = Some(format!("export {name}=… before starting cutover"));
-                let finding =
-                    reporter.at(begin..begin + end + 1, format!("`{name}` is not set in the environment"), help);
-                return Err(Report { findings: vec![finding] });
-            }
-        }
+        let value = from_elsewhere(&rest[at + 2..at + end]).map_err(|(message, help)| {
+            let begin = text.len() - rest.len() + at;
+            let reporter = Reporter { file, text, written: text };
+            Report { findings: vec![reporter.at(begin..begin + end + 1, message, help)] }
+        })?;
+        out.push_str(&rest[..at]);
+        // It stays inside of its string, and each line in its place.
+        out.push_str(&value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\r', "\\r"));
         rest = &rest[at + end + 1..];
     }
     out.push_str(rest);
     Ok(out)
 }
 
+/// The value, else what is wrong and a help.
+fn from_elsewhere(name: &str) -> Result<String, (String, Option<String>)> {
+    match name.strip_prefix("file:") {
+        // Editors and `echo` end a file with a newline, which is no part of a secret.
+        Some(path) => match std::fs::read_to_string(path) {
+            Ok(value) => Ok(value.trim_end_matches(['\r', '\n']).to_string()),
+            Err(error) => Err((format!("read {path}: {error}"), None)),
+        },
+        None => std::env::var(name).map_err(|_| {
+            let help = format!("export {name}=… before starting cutover");
+            (format!("`{name}` is not set in the environment"), Some(help))
+        }),
+    }
+}
+
 /// A parser's error with its place and, for an unknown key, the nearest known one.
 fn explain(reporter: &Reporter<'_>, error: &toml::de::Error) -> Finding {
     let message = error.message().trim();
+    let place = error.span().unwrap_or_default();
+    let line = reporter.text[..place.start].rfind('\n').map_or(0, |at| at + 1);
+    let line = reporter.text[line..].lines().next().unwrap_or_default();
+    // "invalid type: integer `12345`, expected a string" would tell.
+    let message = match message.split_once(", expected ") {
+        Some((_, expected)) if message.starts_with("invalid ") && may_be_secret(line) => {
+            &format!("expected {expected}")
+        }
+        _ => message,
+    };
     let help = message.strip_prefix("unknown field `").and_then(|rest| {
         let (word, known) = rest.split_once('`')?;
         let known = known.split('`').skip(1).step_by(2);
@@ -242,8 +274,8 @@ impl Config {
         findings: &mut Vec<Finding>,
     ) -> Listen {
         Listen {
-            address: section.address.unwrap_or(default),
-            password: section.password.clone(),
+            address: section.address.as_ref().map_or(default, |address| *address.get_ref()),
+            password: section.password.as_ref().map(|password| password.get_ref().clone()),
             tls: section.tls.clone().map(|ListenTlsTable { cert, key, client_ca }| ListenTls { cert, key, client_ca }),
             workers: section.workers.unwrap_or(0),
             max_clients: section.max_clients.unwrap_or(10_000),
@@ -255,7 +287,8 @@ impl Config {
     }
 
     pub(super) fn admin_of(section: AdminSection, default: SocketAddr) -> Admin {
-        Admin { address: section.address.unwrap_or(default), token: section.token }
+        let address = section.address.map_or(default, Spanned::into_inner);
+        Admin { address, token: section.token.map(Spanned::into_inner) }
     }
 
     pub(super) fn log_of(section: &LogSection) -> Log {

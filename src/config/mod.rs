@@ -4,13 +4,16 @@ mod check;
 pub mod edit;
 mod load;
 mod report;
+mod users;
 pub mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::routing::RoutingSpec;
+use crate::command::permitted::Permitted;
+use crate::routing::{RoutingSpec, Scope};
+use crate::secret::{Digest, Secret};
 
 pub use load::{load, parse};
 pub use report::Report;
@@ -21,7 +24,7 @@ pub struct StoreUrl {
     pub host: String,
     pub port: u16,
     pub user: Option<String>,
-    pub password: Option<String>,
+    pub password: Option<Secret>,
     pub db: u32,
     /// `rediss://`
     pub is_tls: bool,
@@ -47,6 +50,8 @@ pub struct Config {
     /// Absent only where no route needs it.
     pub cluster: Option<Store>,
     pub routing: RoutingSpec,
+    /// Beside the one whose password is `listen.password`.
+    pub users: Vec<User>,
     /// Where the state file and the journal stand.
     pub state_directory: PathBuf,
     pub log: Log,
@@ -57,7 +62,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     pub address: SocketAddr,
-    pub password: Option<String>,
+    pub password: Option<Secret>,
     pub tls: Option<ListenTls>,
     /// One thread each; 0: as many as there are cores.
     pub workers: usize,
@@ -74,7 +79,7 @@ pub struct Listen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     pub address: SocketAddr,
-    pub token: Option<String>,
+    pub token: Option<Secret>,
 }
 
 /// `[standalone]` and `[cluster]`.
@@ -109,6 +114,17 @@ pub struct StoreTls {
     pub is_unverified: bool,
     /// What the certificate is for, where that is not the host of the URL.
     pub server_name: Option<String>,
+}
+
+/// A line of `[users]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub password: Digest,
+    /// `None`: all.
+    pub commands: Option<Permitted>,
+    /// `None`: every key.
+    pub scope: Option<Scope>,
 }
 
 /// `[log]`.

@@ -19,5 +19,11 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Of a client that has not logged in: what Redis allows it too.
+    pub const STRANGER: Self =
+        Self { bulk_bytes_max: 16 << 10, query_bytes_max: 64 << 10, args_max: 10, inline_bytes_max: 16 << 10 };
+}
+
 /// How deep a reply may nest; Redis's own replies stay under ten, scripts may build deeper ones.
 pub const REPLY_DEPTH_MAX: usize = 128;

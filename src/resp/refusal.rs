@@ -24,6 +24,9 @@ pub enum Refusal {
     UnknownOutcome,
     #[error("ERR max number of clients reached")]
     TooManyClients,
+    /// A wrong password, or something that the user may not do; with its own first word.
+    #[error("{0}")]
+    Denied(String),
     #[error("ERR {0}")]
     Text(String),
     /// An error with its own first word.

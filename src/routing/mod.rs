@@ -6,11 +6,13 @@ mod pattern;
 mod phase;
 mod piece;
 mod plan;
+mod scope;
 mod table;
 
 pub use pattern::{Pattern, PatternError, Patterns};
 pub use phase::{Coverage, Phase, Side};
 pub use plan::Plan;
+pub use scope::Scope;
 pub use table::{Ack, ClusterKeys, DualState, Route, RouteName, RoutingSpec, Table};
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use anyhow::Context as _;
 
 use crate::config::{self, Config, StoreUrl};
 use crate::metrics::Totals;
+use crate::secret::Digest;
+use crate::session::users::{self, Rights, User, Users};
 use crate::store::link::Endpoint;
 use crate::store::{Login, StoresConfig, Timeouts};
 use crate::wire::{Acceptor, ClientFiles, Connector, Identity, ServerFiles, Verify};
@@ -92,4 +94,17 @@ impl Certificates {
         }
         totals.certificates_refused.store(u64::from(!refused.is_empty()), Ordering::Relaxed);
     }
+}
+
+/// Who may come in. Without a password and without users anybody may; with users, nobody who names none.
+pub(super) fn users(config: &Config) -> Users {
+    let named = config.users.iter().map(|user| {
+        let is_limited = user.commands.is_some() || user.scope.is_some();
+        let rights = || Arc::new(Rights { commands: user.commands.clone(), scope: user.scope.clone() });
+        User { name: user.name.clone().into(), password: Some(user.password), rights: is_limited.then(rights) }
+    });
+    let password = config.listen.password.as_ref().map(|password| Digest::of(password.expose().as_bytes()));
+    let default = User { name: users::DEFAULT.into(), password, rights: None };
+    let has_default = config.users.is_empty() || config.listen.password.is_some();
+    Users::new(named.chain(has_default.then_some(default)))
 }

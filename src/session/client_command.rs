@@ -137,14 +137,15 @@ impl Session {
     fn kill(&self, request: &Request) -> Flow {
         let mut out = BytesMut::new();
         let clients = &self.shared.clients;
-        let (filter, is_old_form) = match kill_filter(request, self.client.id) {
-            Ok(found) => found,
-            Err(text) => {
-                write::error(&mut out, &text);
-                self.answer(&out);
-                return Flow::Continue;
-            }
-        };
+        let (filter, is_old_form) =
+            match kill_filter(request, self.client.id, |user| self.shared.users.load().has(user)) {
+                Ok(found) => found,
+                Err(text) => {
+                    write::error(&mut out, &text);
+                    self.answer(&out);
+                    return Flow::Continue;
+                }
+            };
         let killed = clients.kill(&filter);
         match (is_old_form, killed) {
             (true, 0) => write::error(&mut out, "ERR No such client"),
@@ -269,7 +270,7 @@ fn list_filter(request: &Request) -> Result<Filter, String> {
 }
 
 /// CLIENT KILL addr, or options; true for the first form, which answers OK or an error.
-fn kill_filter(request: &Request, own: u64) -> Result<(Filter, bool), String> {
+fn kill_filter(request: &Request, own: u64, is_user: impl Fn(&[u8]) -> bool) -> Result<(Filter, bool), String> {
     if request.len() == 3 {
         return Ok((Filter { peer: Some(Bytes::copy_from_slice(request.arg(2))), ..Filter::default() }, true));
     }
@@ -294,8 +295,8 @@ fn kill_filter(request: &Request, own: u64) -> Result<(Filter, bool), String> {
             _ => return Err(SYNTAX.into()),
         }
     }
-    if filter.user.as_ref().is_some_and(|user| user != "default") {
-        let user = String::from_utf8_lossy(filter.user.as_deref().unwrap_or_default()).into_owned();
+    if let Some(user) = filter.user.as_deref().filter(|user| !is_user(user)) {
+        let user = String::from_utf8_lossy(user);
         return Err(format!("ERR No such user '{user}'"));
     }
     Ok((filter, false))
@@ -307,10 +308,11 @@ mod tests {
 
     #[test]
     fn kill_is_read_in_both_forms_and_spares_the_caller_unless_told_otherwise() {
-        let (filter, is_old) = kill_filter(&Request::from_args(&["CLIENT", "KILL", "127.0.0.1:5"]), 7).unwrap();
+        let (filter, is_old) =
+            kill_filter(&Request::from_args(&["CLIENT", "KILL", "127.0.0.1:5"]), 7, |_| true).unwrap();
         assert!(is_old && filter.peer.as_deref() == Some(b"127.0.0.1:5") && filter.but.is_none());
         let (filter, is_old) =
-            kill_filter(&Request::from_args(&["CLIENT", "KILL", "ID", "9", "TYPE", "slave"]), 7).unwrap();
+            kill_filter(&Request::from_args(&["CLIENT", "KILL", "ID", "9", "TYPE", "slave"]), 7, |_| true).unwrap();
         assert!(
             !is_old
                 && filter.ids == Some(vec![9])
@@ -320,7 +322,7 @@ mod tests {
         for wrong in
             [&["CLIENT", "KILL", "ID", "0"][..], &["CLIENT", "KILL", "X", "1"], &["CLIENT", "KILL", "ID", "1", "TYPE"]]
         {
-            assert!(kill_filter(&Request::from_args(wrong), 7).is_err(), "{wrong:?}");
+            assert!(kill_filter(&Request::from_args(wrong), 7, |_| true).is_err(), "{wrong:?}");
         }
     }
 }

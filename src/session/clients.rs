@@ -31,6 +31,8 @@ pub enum Wish {
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     pub name: Bytes,
+    /// As whom it logged in.
+    pub user: Bytes,
     pub library: Bytes,
     pub library_version: Bytes,
 }
@@ -117,7 +119,7 @@ impl Client {
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "id={} addr={} laddr={} name={} age={} idle={} flags={} db={} sub={subscriptions} multi={queued} cmd={command} user=default redir=-1 resp={} lib-name={} lib-ver={}",
+            "id={} addr={} laddr={} name={} age={} idle={} flags={} db={} sub={subscriptions} multi={queued} cmd={command} user={} redir=-1 resp={} lib-name={} lib-ver={}",
             self.id,
             self.peer,
             self.local,
@@ -126,6 +128,7 @@ impl Client {
             now.saturating_sub(self.last_active.load(Ordering::Relaxed)),
             if flags.is_empty() { "N" } else { &flags },
             get(&self.db),
+            text(&names.user),
             if self.is_resp3.load(Ordering::Relaxed) { 3 } else { 2 },
             text(&names.library),
             text(&names.library_version),
@@ -157,7 +160,7 @@ impl Filter {
             && is(&self.peer, &client.peer.to_string())
             && is(&self.local, &client.local.to_string())
             && is(&self.kind, if client.is_pubsub() { "pubsub" } else { "normal" })
-            && is(&self.user, "default")
+            && self.user.as_ref().is_none_or(|wanted| *wanted == client.names().user)
             && self.but != Some(client.id)
     }
 }

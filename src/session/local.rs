@@ -8,11 +8,14 @@ use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::resp::write;
+use crate::session::refused;
 use crate::session::replies::Mute;
 use crate::session::session::{Flow, Session};
+use crate::session::users;
 
 /// What the proxy needs of its stores, and says it is while it has not reached the standalone yet.
 const VERSION_LEAST: &str = "7.0.0";
+const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 /// Redis has 16 by default; a number beyond what the standalone has is refused by its own SELECT.
 pub(super) const DATABASES: u32 = 16;
 
@@ -59,7 +62,7 @@ impl Session {
         self.set_protocol(Protocol::Resp2);
         self.set_db(0);
         self.client.rename(|names| names.name = Bytes::new());
-        self.is_admitted = self.shared.password.is_none();
+        self.become_nobody();
     }
 
     fn wrong_arity(&self, name: &str) -> Flow {
@@ -67,34 +70,44 @@ impl Session {
         Flow::Continue
     }
 
-    /// There is one user, `default`, as in a Redis without an ACL; without a password it may have any.
-    fn is_login(&self, user: &[u8], given: &[u8]) -> bool {
-        if user != b"default" {
+    /// As a client that has not said who it is: the default user, if that needs no password.
+    pub(super) fn become_nobody(&mut self) {
+        let users = self.shared.users.load_full();
+        let user = users.unasked();
+        self.is_admitted = user.is_some();
+        self.rights = user.and_then(|user| user.rights.clone());
+        self.client.rename(|names| names.user = users::DEFAULT.into());
+    }
+
+    /// Whether the password is the user's; then the client is that user from now on.
+    fn login(&mut self, user: &[u8], password: &[u8]) -> bool {
+        let users = self.shared.users.load_full();
+        let Some(user) = users.login(user, password) else {
+            refused::count(&Refusal::Denied(String::new()));
             return false;
-        }
-        let Some(password) = &self.shared.password else { return true };
-        // In constant time for equal lengths.
-        password.len() == given.len()
-            && password.bytes().zip(given).fold(0u8, |differs, (own, given)| differs | (own ^ given)) == 0
+        };
+        self.is_admitted = true;
+        self.rights = user.rights.clone();
+        self.client.rename(|names| names.user = user.name.clone());
+        true
     }
 
     fn auth(&mut self, out: &mut BytesMut, request: &Request) {
         let (user, given) = match request.len() {
-            2 => (&b"default"[..], request.arg(1)),
+            2 => (users::DEFAULT.as_bytes(), request.arg(1)),
             3 => (request.arg(1), request.arg(2)),
             _ => return write::error(out, "ERR syntax error"),
         };
-        if self.shared.password.is_none() && request.len() == 2 {
+        if request.len() == 2 && self.shared.users.load().unasked().is_some() {
             return write::error(
                 out,
                 "ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?",
             );
         }
-        if self.is_login(user, given) {
-            self.is_admitted = true;
+        if self.login(user, given) {
             write::simple(out, "OK");
         } else {
-            write::error(out, "WRONGPASS invalid username-password pair or user is disabled.");
+            write::error(out, WRONG_PASSWORD);
         }
     }
 
@@ -115,10 +128,9 @@ impl Session {
             let word = request.arg(index).to_ascii_uppercase();
             match (word.as_slice(), request.len() - index) {
                 (b"AUTH", 3..) => {
-                    if !self.is_login(request.arg(index + 1), request.arg(index + 2)) {
-                        return write::error(out, "WRONGPASS invalid username-password pair or user is disabled.");
+                    if !self.login(request.arg(index + 1), request.arg(index + 2)) {
+                        return write::error(out, WRONG_PASSWORD);
                     }
-                    self.is_admitted = true;
                     index += 3;
                 }
                 (b"SETNAME", 2..) => {

@@ -17,8 +17,9 @@ mod scripts;
 mod session;
 mod split;
 mod transaction;
+pub mod users;
 pub mod worker;
 
 pub use bounds::{Bounds, SessionLimits};
-pub use clients::Clients;
+pub use clients::{Clients, Filter};
 pub use scripts::Scripts;

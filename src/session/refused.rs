@@ -37,6 +37,7 @@ fn reason(refusal: &Refusal) -> usize {
         Refusal::NotSupported { .. } => 1,
         Refusal::StoreDown => 2,
         Refusal::UnknownOutcome => 3,
+        Refusal::Denied(_) => 5,
         Refusal::UnknownCommand(_)
         | Refusal::WrongArity(_)
         | Refusal::Syntax
@@ -58,6 +59,6 @@ mod tests {
         count(&Refusal::CrossSlot { command: "sinter".into(), reason: "" });
         publish(&totals);
         publish(&totals);
-        assert_eq!(totals.map(AtomicU64::into_inner), [1, 0, 2, 0, 0]);
+        assert_eq!(totals.map(AtomicU64::into_inner), [1, 0, 2, 0, 0, 0]);
     }
 }

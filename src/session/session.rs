@@ -7,11 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 
 use crate::audit::{Audit, Kind as Unlike};
 use crate::command::{self, Access, CommandSpec, Kind};
 use crate::dual::{Engine, Membership, ReplyPort, ReplyTo, Target};
+use crate::resp::limits::Limits;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
@@ -21,6 +23,7 @@ use crate::session::clients::{Client, Clients, Wish};
 use crate::session::replies::Replies;
 use crate::session::scripts::Scripts;
 use crate::session::transaction::Transaction;
+use crate::session::users::{Db, Rights, Users};
 use crate::store::Reply;
 use crate::store::link::Dirty;
 use crate::wire::{ReadHalf, Stream};
@@ -34,7 +37,7 @@ const PIPELINE_MAX: u64 = 8192;
 pub struct Shared {
     pub engine: Engine,
     pub bounds: Arc<Bounds>,
-    pub password: Option<String>,
+    pub users: Arc<ArcSwap<Users>>,
     pub dirty: Rc<Dirty<Replies>>,
     pub clients: Arc<Clients>,
     pub scripts: Arc<Scripts>,
@@ -69,6 +72,8 @@ pub struct Session {
     /// As the client numbers them.
     pub db: u32,
     pub is_admitted: bool,
+    /// Of its user; `None`: it may do everything.
+    pub rights: Option<Arc<Rights>>,
     pub transaction: Transaction,
     pub subscriber: Option<Membership>,
 }
@@ -77,8 +82,7 @@ impl Session {
     pub fn new(shared: Rc<Shared>, stream: Stream, client: Arc<Client>) -> Self {
         let (reader, writer) = stream.into_split();
         let replies = Replies::new(writer, shared.dirty.clone(), shared.bounds.clone());
-        let is_admitted = shared.password.is_none();
-        Self {
+        let mut session = Self {
             port: replies.clone(),
             shared,
             replies,
@@ -88,10 +92,13 @@ impl Session {
             client,
             protocol: Protocol::Resp2,
             db: 0,
-            is_admitted,
+            is_admitted: false,
+            rights: None,
             transaction: Transaction::default(),
             subscriber: None,
-        }
+        };
+        session.become_nobody();
+        session
     }
 
     /// Serves the client until it goes or is sent away.
@@ -175,8 +182,9 @@ impl Session {
 
     /// The next whole request in the buffer; an error ends the client.
     pub fn next_request(&mut self) -> Option<Result<Request, String>> {
+        let limits = if self.is_admitted { self.shared.bounds.requests() } else { Limits::STRANGER };
         loop {
-            let length = match self.scanner.scan(&self.buffer, &self.shared.bounds.requests()) {
+            let length = match self.scanner.scan(&self.buffer, &limits) {
                 Ok(Some(length)) => length,
                 Ok(None) => return None,
                 Err(error) => return Some(Err(error.to_string())),
@@ -219,6 +227,14 @@ impl Session {
             self.transaction.spoil();
             self.refuse(Refusal::WrongArity(spec.name.to_lowercase()));
             return Flow::Continue;
+        }
+        if let Some(rights) = &self.rights {
+            let db = Db { own: self.db, moving: self.shared.engine.db() };
+            if let Some(refusal) = rights.refuse(spec, &request, &self.shared.engine.table(), db) {
+                self.transaction.spoil();
+                self.refuse(refusal);
+                return Flow::Continue;
+            }
         }
         self.note(command::place(spec));
         if self.subscriber.is_some() && spec.kind != Kind::PubSub && self.is_answered_by_mode(&request, spec) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
@@ -25,6 +26,7 @@ use crate::session::refused;
 use crate::session::replies;
 use crate::session::scripts::Scripts;
 use crate::session::session::Shared;
+use crate::session::users::Users;
 use crate::store::link::Dirty;
 use crate::store::{Stores, StoresConfig};
 use crate::wire::Acceptor;
@@ -36,7 +38,7 @@ pub struct WorkerParts {
     pub number: usize,
     pub address: SocketAddr,
     pub bounds: Arc<Bounds>,
-    pub password: Option<String>,
+    pub users: Arc<ArcSwap<Users>>,
     /// Set where clients speak TLS.
     pub tls: Option<Arc<Acceptor>>,
     pub stores: StoresConfig,
@@ -92,7 +94,7 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
     let shared = Rc::new(Shared {
         engine: engine.clone(),
         bounds: parts.bounds.clone(),
-        password: parts.password,
+        users: parts.users,
         dirty: dirty.clone(),
         clients: parts.clients.clone(),
         scripts: parts.scripts,

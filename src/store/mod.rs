@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::secret::Secret;
+
 pub use loss::Loss;
 pub use private_link::PrivateLink;
 pub use slot_map::SlotMap;
@@ -93,7 +95,7 @@ pub trait Waiter: 'static {
 #[derive(Clone, Debug, Default)]
 pub struct Login {
     pub user: Option<String>,
-    pub password: Option<String>,
+    pub password: Option<Secret>,
 }
 
 /// Time limits of a store's links.

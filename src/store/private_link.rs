@@ -99,9 +99,10 @@ pub(super) async fn greet(stream: &mut Stream, endpoint: &Endpoint, protocol: Pr
     let mut out = BytesMut::new();
     let mut expected: Vec<&str> = Vec::new();
     if let Some(password) = &endpoint.login.password {
+        let password = password.expose().as_bytes();
         match &endpoint.login.user {
-            Some(user) => write::command(&mut out, &[b"AUTH", user.as_bytes(), password.as_bytes()]),
-            None => write::command(&mut out, &[b"AUTH", password.as_bytes()]),
+            Some(user) => write::command(&mut out, &[b"AUTH", user.as_bytes(), password]),
+            None => write::command(&mut out, &[b"AUTH", password]),
         };
         expected.push("AUTH");
     }

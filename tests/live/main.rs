@@ -22,3 +22,4 @@ mod subscribers;
 mod succession;
 mod tagged;
 mod tls;
+mod users;
