@@ -25,6 +25,8 @@ pub struct Totals {
     pub subscription_links: AtomicU64,
     pub messages_delivered: AtomicU64,
     pub slow_clients: AtomicU64,
+    pub standalone_private_links: AtomicU64,
+    pub cluster_private_links: AtomicU64,
     pub journal_keys: AtomicU64,
     pub journal_bytes: AtomicU64,
     /// 1 or 0.
@@ -40,8 +42,10 @@ pub struct Totals {
 }
 
 /// Why the proxy answered with an error of its own. `request`: the request itself was wrong (unknown command, wrong number
-/// of arguments, no password); `denied`: a wrong password, or a user that may not do it.
-pub const REASONS: [&str; 6] = ["crossslot", "not_supported", "store_down", "unknown_outcome", "request", "denied"];
+/// of arguments, no password); `denied`: a wrong password, or a user that may not do it; `no_link_free`: private_links are all
+/// taken, or the server's maxclients.
+pub const REASONS: [&str; 7] =
+    ["crossslot", "not_supported", "store_down", "unknown_outcome", "request", "denied", "no_link_free"];
 
 /// Reads a total.
 pub fn get(total: &AtomicU64) -> u64 {
@@ -189,6 +193,13 @@ pub fn totals(page: &mut Page, totals: &Totals) {
         Gauge,
         "Time of the last PING behind the requests that wait on a link; of the cluster's slowest primary.",
         seconds,
+    );
+    let private = [("standalone", &totals.standalone_private_links), ("cluster", &totals.cluster_private_links)];
+    page.family(
+        "private_links",
+        Gauge,
+        "Connections that single clients have of their own, for a blocked command or WATCH; bound by private_links.",
+        private.map(|(side, taken)| (label(&[("store", side)]), get(taken))),
     );
     let up = [("standalone", &totals.standalone_up), ("cluster", &totals.cluster_up)];
     page.family(

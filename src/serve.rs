@@ -40,7 +40,7 @@ use crate::serve::listeners::Listeners;
 use crate::session::users::Users;
 use crate::session::worker::{self, WorkerParts};
 use crate::session::{Bounds, Clients, Filter, Scripts, SessionLimits};
-use crate::store::{Loss, SlotMap, StoresConfig, topology};
+use crate::store::{Loss, PrivateLinks, SlotMap, StoresConfig, topology};
 
 pub use reach::{acceptor, seeds, standalone};
 
@@ -253,6 +253,10 @@ impl Program {
                 .as_ref()
                 .map_or(0, |store| store.queue_bytes)
                 .max(config.standalone.queue_bytes),
+            private_links: PrivateLinks::new(
+                config.standalone.private_links,
+                config.cluster.as_ref().map_or(0, |store| store.private_links),
+            ),
         };
         let tls = acceptor(config)?;
         let certificates = Certificates::of(tls.as_ref(), &stores);

@@ -22,6 +22,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
             reply_timeout: &section.reply_timeout,
             patience: &section.patience,
             queue_bytes: &section.queue_bytes,
+            private_links: section.private_links,
         }
     };
     let mut standalone = store(&limits, Duration::from_secs(1), reporter, &mut findings);
@@ -34,6 +35,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
             reply_timeout: &section.reply_timeout,
             patience: &section.patience,
             queue_bytes: &section.queue_bytes,
+            private_links: section.private_links,
         };
         let mut cluster = store(&limits, Duration::from_secs(5), reporter, &mut findings);
         for seed in section.seeds.get_ref() {

@@ -77,6 +77,7 @@ pub(super) struct StandaloneSection {
     pub reply_timeout: Option<Spanned<String>>,
     pub patience: Option<Spanned<String>>,
     pub queue_bytes: Option<Spanned<String>>,
+    pub private_links: Option<usize>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,6 +89,7 @@ pub(super) struct ClusterSection {
     pub reply_timeout: Option<Spanned<String>>,
     pub patience: Option<Spanned<String>>,
     pub queue_bytes: Option<Spanned<String>>,
+    pub private_links: Option<usize>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -234,12 +236,16 @@ pub(super) fn duration(
     })
 }
 
+/// Leaves a thousand of the connections that a Redis takes by default to everybody else.
+const PRIVATE_LINKS: usize = 9000;
+
 /// The settings that both store sections have, as written.
 pub(super) struct StoreLimits<'f> {
     pub connect_timeout: &'f Option<Spanned<String>>,
     pub reply_timeout: &'f Option<Spanned<String>>,
     pub patience: &'f Option<Spanned<String>>,
     pub queue_bytes: &'f Option<Spanned<String>>,
+    pub private_links: Option<usize>,
 }
 
 /// Reads them. `patience`: the default, which differs between the sections.
@@ -263,7 +269,8 @@ pub(super) fn store(
             }
         }
     }
-    Store { urls: Vec::new(), connect_timeout, reply_timeout, patience, queue_bytes, tls: None }
+    let private_links = limits.private_links.unwrap_or(PRIVATE_LINKS);
+    Store { urls: Vec::new(), connect_timeout, reply_timeout, patience, queue_bytes, private_links, tls: None }
 }
 
 impl Config {

@@ -91,6 +91,8 @@ pub struct Store {
     pub reply_timeout: Duration,
     pub patience: Duration,
     pub queue_bytes: usize,
+    /// Connections that single clients may have of their own: blocking commands, WATCH.
+    pub private_links: usize,
     /// Set where its URLs are `rediss://`.
     pub tls: Option<StoreTls>,
 }

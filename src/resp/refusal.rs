@@ -22,6 +22,9 @@ pub enum Refusal {
     StoreDown,
     #[error("ERR cutover: the store did not answer; whether the command ran is not known")]
     UnknownOutcome,
+    /// A command that needs a connection of its own (blocking, WATCH), and the store has none left.
+    #[error("ERR cutover: all connections for commands that need one of their own are in use; nothing was changed")]
+    NoLinkFree,
     #[error("ERR max number of clients reached")]
     TooManyClients,
     /// A wrong password, or something that the user may not do; with its own first word.

@@ -86,15 +86,19 @@ impl Session {
         let engine = self.shared.engine.clone();
         // Not held in first-touch mode: a held key could not be pushed to, and the command would wait for itself.
         let guard = engine.begin_blocking(keys).await?;
-        let target = match self.target_now(spec.name, keys) {
-            Ok(target) => target,
+        let opened = async {
+            let target = self.target_now(spec.name, keys)?;
+            Ok((self.private_link(&target).await?, target))
+        };
+        let (link, target) = match opened.await {
+            Ok(opened) => opened,
             Err(refusal) => {
                 guard.finish(crate::dual::lane::Outcome::Refused).await;
                 return Err(refusal);
             }
         };
         self.client.is_blocked.store(true, Ordering::Relaxed);
-        let answer = self.wait_for(request, spec, &target, keys, until).await;
+        let answer = self.wait_for(request, spec, &target, link, keys, until).await;
         self.note_activity();
         self.client.is_blocked.store(false, Ordering::Relaxed);
         let outcome = match &answer {
@@ -116,11 +120,11 @@ impl Session {
         request: &Request,
         spec: &'static CommandSpec,
         target: &Target,
+        mut link: PrivateLink,
         keys: &[Bytes],
         until: Option<Instant>,
     ) -> Result<Ended, LinkError> {
         let engine = self.shared.engine.clone();
-        let mut link = self.private_link(target).await.map_err(|_| LinkError::Down("no connection".into()))?;
         link.send(&engine.request_for(target, spec, request)).await?;
         let late = until.map(|until| tokio::time::Instant::from_std(until + GRACE));
         let (replies, client) = (self.replies.clone(), self.client.clone());

@@ -46,15 +46,19 @@ impl Drop for Place {
 /// Accepts for ever.
 pub async fn accept(listener: TcpListener, entrance: Rc<Entrance>) {
     let warned = Rc::new(Cell::new(None));
+    let mut is_failing = false;
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::error!(%error, "accept: is the limit of open files reached? trying again");
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::error!(%error, "accept: is the limit of open files reached? trying again until it succeeds");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
+        is_failing = false;
         let Some((place, client)) = entrance.admit(&stream, peer) else { continue };
         match &entrance.tls {
             None => drop(tokio::task::spawn_local(serve(place, Stream::Plain(stream), client))),

@@ -38,6 +38,7 @@ fn reason(refusal: &Refusal) -> usize {
         Refusal::StoreDown => 2,
         Refusal::UnknownOutcome => 3,
         Refusal::Denied(_) => 5,
+        Refusal::NoLinkFree => 6,
         Refusal::UnknownCommand(_)
         | Refusal::WrongArity(_)
         | Refusal::Syntax
@@ -59,6 +60,6 @@ mod tests {
         count(&Refusal::CrossSlot { command: "sinter".into(), reason: "" });
         publish(&totals);
         publish(&totals);
-        assert_eq!(totals.map(AtomicU64::into_inner), [1, 0, 2, 0, 0, 0]);
+        assert_eq!(totals.map(AtomicU64::into_inner), [1, 0, 2, 0, 0, 0, 0]);
     }
 }

@@ -22,7 +22,7 @@ use crate::routing::Side;
 use crate::session::commands::{Once, outcome_of};
 use crate::session::session::Session;
 use crate::session::split::{merge, parts_of};
-use crate::store::{LinkError, PrivateLink};
+use crate::store::{LinkError, PrivateLink, StoreSide};
 
 /// Commands that one transaction may queue.
 const QUEUE_MAX: usize = 1 << 16;
@@ -158,13 +158,19 @@ impl Session {
     /// A connection of the client's own to a target.
     pub(super) async fn private_link(&self, target: &Target) -> Result<PrivateLink, Refusal> {
         let stores = self.shared.engine.stores();
+        let side = if matches!(target, Target::Standalone { .. }) { StoreSide::Standalone } else { StoreSide::Cluster };
+        let place = stores.private_place(side).ok_or(Refusal::NoLinkFree)?;
         let endpoint = match target {
             Target::Standalone { db } => Some(stores.standalone_endpoint(*db)),
             Target::Slot(slot) => stores.slot_endpoint(*slot),
             Target::Node(_) => None,
         };
         let endpoint = endpoint.ok_or(Refusal::StoreDown)?;
-        PrivateLink::connect(&endpoint, self.protocol).await.map_err(|_| Refusal::StoreDown)
+        match PrivateLink::connect(&endpoint, self.protocol).await {
+            Ok(link) => Ok(link.at(place)),
+            Err(LinkError::Down(reason)) if reason.contains("max number of clients") => Err(Refusal::NoLinkFree),
+            Err(_) => Err(Refusal::StoreDown),
+        }
     }
 
     async fn exec(&mut self, transaction: Transaction) -> Result<Bytes, Refusal> {

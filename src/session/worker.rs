@@ -169,6 +169,8 @@ async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, bounds
             use crate::store::StoreSide::{Cluster, Standalone};
             totals.standalone_up.store(engine.stores().is_up(Standalone).into(), Ordering::Relaxed);
             totals.cluster_up.store(engine.stores().is_up(Cluster).into(), Ordering::Relaxed);
+            totals.standalone_private_links.store(engine.stores().private_links(Standalone), Ordering::Relaxed);
+            totals.cluster_private_links.store(engine.stores().private_links(Cluster), Ordering::Relaxed);
         }
     }
 }

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use crate::secret::Secret;
 
 pub use loss::Loss;
-pub use private_link::PrivateLink;
+pub use private_link::{PrivateLink, PrivateLinks};
 pub use slot_map::SlotMap;
 pub use stores::{StoreSide, Stores, StoresConfig};
 

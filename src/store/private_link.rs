@@ -1,8 +1,14 @@
-//! A connection of one client's own, for what can't share a link: WATCH, blocking commands, subscriptions. Dropping it
-//! closes it at once, so that a client that went away takes nothing with it.
+//! A connection of one client's own, for what can't share a link: WATCH and blocking commands. Dropping it closes it at once,
+//! so that a client that went away takes nothing with it. A worker's subscriptions to a node are on one too.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::resp::reply::{self, Protocol};
 use crate::resp::scan::ReplyScanner;
@@ -10,7 +16,11 @@ use crate::resp::write;
 use crate::store::LinkError;
 use crate::store::connect::{connect, late};
 use crate::store::link::Endpoint;
+use crate::store::stores::StoreSide;
 use crate::wire::{self, Stream};
+
+/// What the first read of a frame takes.
+const FIRST_BYTES: usize = 4096;
 
 /// See the module.
 pub struct PrivateLink {
@@ -18,6 +28,34 @@ pub struct PrivateLink {
     buffer: BytesMut,
     scanner: ReplyScanner,
     id: i64,
+    _place: Option<PrivatePlace>,
+}
+
+/// One of a store's places for connections of single clients; free again when dropped.
+pub struct PrivatePlace(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+/// The places of both stores, shared by all workers: a server takes so many connections and no more.
+#[derive(Clone)]
+pub struct PrivateLinks(Arc<[(usize, Arc<Semaphore>); 2]>);
+
+impl PrivateLinks {
+    /// So many of each.
+    pub fn new(standalone: usize, cluster: usize) -> Self {
+        let places = |count: usize| {
+            let count = count.min(Semaphore::MAX_PERMITS);
+            (count, Arc::new(Semaphore::new(count)))
+        };
+        Self(Arc::new([places(standalone), places(cluster)]))
+    }
+
+    pub(super) fn take(&self, side: StoreSide) -> Option<PrivatePlace> {
+        self.0[side as usize].1.clone().try_acquire_owned().ok().map(PrivatePlace)
+    }
+
+    pub(super) fn taken(&self, side: StoreSide) -> u64 {
+        let (count, places) = &self.0[side as usize];
+        (count - places.available_permits()) as u64
+    }
 }
 
 impl PrivateLink {
@@ -26,12 +64,23 @@ impl PrivateLink {
         let open = async {
             let mut stream = connect(endpoint).await?;
             let id = greet(&mut stream, endpoint, protocol).await?.id;
-            Ok::<_, String>(Self { stream, buffer: BytesMut::new(), scanner: ReplyScanner::default(), id })
+            Ok::<_, String>(Self {
+                stream,
+                buffer: BytesMut::new(),
+                scanner: ReplyScanner::default(),
+                id,
+                _place: None,
+            })
         };
         match tokio::time::timeout(endpoint.timeouts.connect, open).await {
             Ok(opened) => opened.map_err(LinkError::Down),
             Err(_) => Err(LinkError::Down(late(endpoint).into())),
         }
+    }
+
+    /// The same link, which takes up a place as long as it lives.
+    pub fn at(self, place: PrivatePlace) -> Self {
+        Self { _place: Some(place), ..self }
     }
 
     /// The connection's CLIENT ID on its server, for CLIENT UNBLOCK.
@@ -52,13 +101,30 @@ impl PrivateLink {
                 Ok(None) => {}
                 Err(_) => return Err(LinkError::Lost),
             }
-            let room = self.scanner.wanted().saturating_sub(self.buffer.len());
-            self.buffer.reserve(room.clamp(4096, self.buffer.len().max(64 << 10)));
-            match self.stream.read_buf(&mut self.buffer).await {
+            match self.read().await {
                 Ok(read) if read > 0 => {}
                 _ => return Err(LinkError::Lost),
             }
         }
+    }
+
+    /// Reads once. A link that waits for a frame holds no memory for it: most of them wait long.
+    async fn read(&mut self) -> std::io::Result<usize> {
+        let Self { stream, buffer, scanner, .. } = self;
+        if !buffer.is_empty() {
+            let room = scanner.wanted().saturating_sub(buffer.len());
+            buffer.reserve(room.clamp(FIRST_BYTES, buffer.len().max(64 << 10)));
+            return stream.read_buf(buffer).await;
+        }
+        *buffer = BytesMut::new();
+        poll_fn(|context| {
+            let mut bytes = [0; FIRST_BYTES];
+            let mut first = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut *stream).poll_read(context, &mut first))?;
+            buffer.extend_from_slice(first.filled());
+            Poll::Ready(Ok(first.filled().len()))
+        })
+        .await
     }
 
     /// One request and its reply.

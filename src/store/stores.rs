@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use crate::resp::reply::Protocol;
 use crate::store::cluster::{Barrier, Destination, Held, Hold, Item, Probe};
 use crate::store::link::{Dirty, Endpoint, Link};
+use crate::store::private_link::{PrivateLinks, PrivatePlace};
 use crate::store::{LinkError, Loss, SlotMap, Waiter};
 
 /// Requests that go alone at a tick, to find out which destinations take requests again: a cluster that is down has up to
@@ -33,6 +34,7 @@ pub struct StoresConfig {
     pub loss: Arc<Loss>,
     /// Bytes that may wait in one link, and in a worker for all slots and databases that are not to be reached.
     pub queue_bytes_max: usize,
+    pub private_links: PrivateLinks,
 }
 
 /// One of the two stores.
@@ -166,6 +168,16 @@ impl<W: Waiter> Stores<W> {
     /// The cluster's layout looks old.
     pub fn refresh(&self) {
         self.0.refresh();
+    }
+
+    /// A place for a connection of one client's own; `None`: all are taken.
+    pub fn private_place(&self, side: StoreSide) -> Option<PrivatePlace> {
+        self.0.config.private_links.take(side)
+    }
+
+    /// How many connections clients have of their own.
+    pub fn private_links(&self, side: StoreSide) -> u64 {
+        self.0.config.private_links.taken(side)
     }
 
     /// The standalone's version; empty before the first connection to it.

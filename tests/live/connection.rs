@@ -128,3 +128,32 @@ fn nobody_locks_the_proxy_out_of_its_store() {
     }
     assert_eq!(run(&mut client, "CONFIG SET maxmemory-samples 5"), Value::Okay);
 }
+
+#[test]
+fn commands_that_need_a_connection_of_their_own_are_bound_and_say_so() {
+    let stores = Stores::shared();
+    let proxy = Settings { stores: "private_links = 2".into(), ..Settings::of(stores) }.start().ready();
+    let taken = |count: u64| {
+        let wanted = format!("cutover_private_links{{store=\"standalone\"}} {count}\n");
+        eventually("the metric knows", || proxy.http("/metrics").1.contains(&wanted));
+    };
+    let mut blocked: Vec<Raw> = (0..2).map(|_| Raw::to(proxy.port)).collect();
+    for raw in &mut blocked {
+        raw.send(b"BLPOP bound:q 0\r\n");
+    }
+    taken(2);
+    let mut client = proxy.connect();
+    for words in ["BLPOP bound:q 1", "WATCH bound:k"] {
+        let error = try_run(&mut client, words).expect_err(words).to_string();
+        assert!(error.contains("all connections for commands that need one of their own are in use"), "{error}");
+    }
+    let refused = "cutover_refused_requests_total{reason=\"no_link_free\"} 2\n";
+    eventually("both are counted", || proxy.http("/metrics").1.contains(refused));
+    run(&mut client, "RPUSH bound:q a b");
+    for raw in blocked {
+        drop(raw);
+    }
+    taken(0);
+    assert_eq!(run(&mut client, "WATCH bound:k"), Value::Okay);
+    taken(1);
+}
