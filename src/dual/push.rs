@@ -92,6 +92,9 @@ impl Push {
     }
 }
 
+/// What the proxy's own channels begin with. Patterns that fit them too do not show them to clients.
+pub const OWN_CHANNELS: &str = "cutover:last:";
+
 /// What a push of a RESP3 link says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Said<'f> {
@@ -107,12 +110,16 @@ pub fn said(frame: &[u8]) -> Said<'_> {
     let read = || {
         let head = 1 + memchr::memchr(b'\n', frame)?;
         let (word, behind) = bulk_at(frame, head)?;
-        Some((word, bulk_at(frame, behind)?.0))
+        let (name, behind) = bulk_at(frame, behind)?;
+        Some((word, name, behind))
     };
-    let Some((word, name)) = read() else { return Said::Other };
+    let Some((word, name, behind)) = read() else { return Said::Other };
     match word {
         b"message" => Said::Message(Family::Channel, name),
-        b"pmessage" => Said::Message(Family::Pattern, name),
+        b"pmessage" => match bulk_at(frame, behind) {
+            Some((channel, _)) if !channel.starts_with(OWN_CHANNELS.as_bytes()) => Said::Message(Family::Pattern, name),
+            _ => Said::Other,
+        },
         b"smessage" => Said::Message(Family::Shard, name),
         word => match std::str::from_utf8(word).ok().and_then(Family::of_command) {
             Some((family, verb)) => Said::Confirmed(family, verb, name),
@@ -141,6 +148,7 @@ mod tests {
         let push = Push::message(frame.clone());
         assert_eq!(push.in_protocol(Protocol::Resp3), &frame);
         assert_eq!(&push.in_protocol(Protocol::Resp2)[..], [b"*", &frame[1..]].concat());
+        assert_eq!(said(b">4\r\n$8\r\npmessage\r\n$1\r\n*\r\n$14\r\ncutover:last:0\r\n$1\r\nx\r\n"), Said::Other);
         let gone = Push::confirmation(Family::Shard, Verb::Leave, Some(b"c"), 2);
         assert_eq!(said(gone.in_protocol(Protocol::Resp3)), Said::Confirmed(Family::Shard, Verb::Leave, b"c"));
         assert_eq!(&gone.in_protocol(Protocol::Resp2)[..], b"*3\r\n$12\r\nsunsubscribe\r\n$1\r\nc\r\n:2\r\n");

@@ -22,6 +22,7 @@ use crate::dual::channels::Unconfirmed;
 use crate::dual::engine::{Engine, Inner};
 use crate::dual::feed::{Feed, Step};
 use crate::dual::push::{Family, Push, Verb};
+use crate::dual::turn::marked;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::routing::Side;
@@ -247,6 +248,13 @@ impl Membership {
     /// Waits until everything that was asked is answered.
     pub async fn settled(&self) {
         self.member.settled().await;
+    }
+
+    /// Waits until what was published before has come, unless the stores take too long.
+    pub async fn catch_up(&self) {
+        let feeds: Vec<Rc<Feed>> = self.engine.channels.subscriptions.feeds.borrow().values().cloned().collect();
+        // A feed that does not answer is given up by itself, and closes its subscribers.
+        let _ = marked(&feeds).await;
     }
 
     /// How many subscriptions were confirmed and not ended.

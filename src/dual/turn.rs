@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::dual::engine::{Inner, Target};
 use crate::dual::feed::{Feed, Step};
-use crate::dual::push::{Family, Push, Verb};
+use crate::dual::push::{Family, OWN_CHANNELS, Push, Verb};
 use crate::dual::subscriptions::Ear;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
@@ -124,7 +124,7 @@ impl Inner {
     /// Waits until all that was published on any node of the cluster has come to where this worker's channels are. The nodes
     /// pass messages on behind their answer to PUBLISH, each in its order: so a last one from every node comes after all others.
     async fn wait_for_bus(self: &Rc<Self>) -> Result<(), LinkError> {
-        let channel = format!("cutover:last:{}:{}", self.worker, fastrand::u64(..)).into_bytes();
+        let channel = format!("{OWN_CHANNELS}{}:{}", self.worker, fastrand::u64(..)).into_bytes();
         let nodes = self.stores.primaries();
         let end = Rc::new(BusEnd { owed: Cell::new(nodes.len()), heard: Notify::new() });
         let member = self.new_member(end.clone());
@@ -174,7 +174,7 @@ impl Ear for BusEnd {
 }
 
 /// Waits until everything that was sent to the feeds so far is answered.
-async fn marked(feeds: &[Rc<Feed>]) -> Result<(), LinkError> {
+pub(super) async fn marked(feeds: &[Rc<Feed>]) -> Result<(), LinkError> {
     let mark = |feed: &Rc<Feed>| {
         let (told, wait) = oneshot::channel();
         feed.mark(Step::Mark(told));

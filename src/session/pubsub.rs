@@ -1,19 +1,22 @@
 //! Subscriptions of a client. Its messages come from the worker's own subscriptions ([`crate::dual::Membership`]) straight into
 //! its replies; RESP2 clients are in subscribe mode meanwhile, RESP3 clients may send anything.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
 
 use crate::command::CommandSpec;
-use crate::dual::{Asked, Ear, Family, Push, Verb};
+use crate::dual::{Asked, Ear, Family, Push, ReplyTo, Verb};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::resp::write;
 use crate::session::clients::Client;
+use crate::session::commands::Once;
 use crate::session::refused;
 use crate::session::replies::Replies;
 use crate::session::session::Session;
@@ -51,11 +54,20 @@ impl Ear for SessionEar {
 impl Session {
     /// PUBLISH and SPUBLISH go to the store on which all channels meet, PUBSUB asks there.
     pub(super) async fn publish(&mut self, request: Request, spec: &CommandSpec) {
-        if spec.name != "PUBSUB" {
-            return self.shared.engine.publish(request, self.protocol, self.reply_to());
+        let engine = &self.shared.engine;
+        if spec.name == "PUBSUB" {
+            self.replies.settle(0).await;
+            return self.answer_with(engine.ask_channels(&request, self.protocol).await);
         }
+        let Some(subscriber) = &self.subscriber else {
+            return engine.publish(request, self.protocol, self.reply_to());
+        };
+        // Who hears its own message hears it before it is told how many did.
         self.replies.settle(0).await;
-        let outcome = self.shared.engine.ask_channels(&request, self.protocol).await;
+        let (sender, receiver) = oneshot::channel();
+        engine.publish(request, self.protocol, ReplyTo { port: Rc::new(Once(RefCell::new(Some(sender)))), seq: 0 });
+        let outcome = receiver.await.unwrap_or(Err(Refusal::UnknownOutcome));
+        subscriber.catch_up().await;
         self.answer_with(outcome);
     }
 

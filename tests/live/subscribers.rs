@@ -127,7 +127,7 @@ fn subscribe_mode_is_that_of_redis() {
         "SUBSCRIBE a b a\r\nPSUBSCRIBE x*\r\nSSUBSCRIBE s\r\nUNSUBSCRIBE a\r\nUNSUBSCRIBE nothing\r\nPUNSUBSCRIBE\r\nPUNSUBSCRIBE\r\n",
         "UNSUBSCRIBE\r\nSUNSUBSCRIBE\r\nPUNSUBSCRIBE never had\r\nPING\r\n",
         "SUBSCRIBE a\r\nUNSUBSCRIBE a\r\nSUBSCRIBE b\r\nPING\r\nPING hello\r\nGET k\r\nSUBSCRIBE\r\nNOSUCH x\r\nUNSUBSCRIBE b\r\nGET k\r\nPING\r\n",
-        "GET k\r\nSUBSCRIBE a\r\nPUBLISH other x\r\nUNSUBSCRIBE\r\nPUBLISH a x\r\n",
+        "GET k\r\nSUBSCRIBE a\r\nPUBLISH a x\r\nUNSUBSCRIBE\r\nPUBLISH a x\r\n",
         "SUBSCRIBE a\r\nRESET\r\nPING\r\nPUBLISH a x\r\n",
         "SSUBSCRIBE s\r\nSUBSCRIBE a\r\nSUNSUBSCRIBE s\r\nUNSUBSCRIBE a\r\nGET k\r\n",
         "PSUBSCRIBE p*\r\nQUIT\r\n",
@@ -203,6 +203,55 @@ fn shard_channels_of_all_slots_are_heard_and_follow_their_slot() {
     raw.send(b"SUNSUBSCRIBE shard:0\r\n");
     raw.expect(&frame('*', &["sunsubscribe", moving], Some(11)));
     eventually("nobody is left there", || at_new(moving) == 0);
+}
+
+#[test]
+fn a_flip_takes_all_subscriptions_along_and_leaves_none_behind() {
+    let stores = Stores::start();
+    let mut proxy = Settings::of(&stores).start().ready();
+    let mut twos: Vec<Raw> = (0..6).map(|_| subscriber(proxy.port, "SUBSCRIBE c d")).collect();
+    let mut patterns: Vec<Raw> = (0..6).map(|_| subscriber(proxy.port, "PSUBSCRIBE c*")).collect();
+    let mut shards: Vec<Raw> = (0..6).map(|_| subscriber(proxy.port, "SSUBSCRIBE s1 s2 s3")).collect();
+    let mut client = proxy.connect();
+    for side in ["cluster", "standalone", "cluster"] {
+        // Somebody goes while the others go over.
+        drop((twos.pop(), shards.pop()));
+        proxy.edit(|settings| Settings { routing: format!("pubsub = \"{side}\""), ..settings });
+        eventually("adopted", || proxy.table()["pubsub"] == side);
+        let left = twos.len() as i64;
+        eventually("who has gone is not counted", || count(&mut client, "PUBSUB NUMSUB d") == left);
+        assert_eq!(count(&mut client, &format!("PUBLISH c {side}")), left + 6);
+        for raw in &mut twos {
+            raw.expect(&frame('*', &["message", "c", side], None));
+        }
+        for raw in &mut patterns {
+            raw.expect(&frame('*', &["pmessage", "c*", "c", side], None));
+        }
+        for name in ["s1", "s2", "s3"] {
+            assert_eq!(count(&mut client, &format!("SPUBLISH {name} {side}")), shards.len() as i64);
+            for raw in &mut shards {
+                raw.expect(&frame('*', &["smessage", name, side], None));
+            }
+        }
+        let old: Vec<&Redis> = match side {
+            "cluster" => vec![&stores.standalone],
+            _ => stores.nodes.iter().collect(),
+        };
+        for node in old {
+            let mut node = node.connect();
+            for words in ["PUBSUB CHANNELS", "PUBSUB SHARDCHANNELS"] {
+                eventually("nothing is left on the old side", || run(&mut node, words) == Value::Array(Vec::new()));
+            }
+            assert_eq!(count(&mut node, "PUBSUB NUMPAT"), 0);
+        }
+    }
+    drop((twos, patterns, shards));
+    for node in &stores.nodes {
+        let mut node = node.connect();
+        for words in ["PUBSUB CHANNELS", "PUBSUB SHARDCHANNELS"] {
+            eventually("nothing is left on the new side", || run(&mut node, words) == Value::Array(Vec::new()));
+        }
+    }
 }
 
 #[test]
