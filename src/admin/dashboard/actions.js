@@ -2,7 +2,7 @@
 // reasons are shown word by word. Force is not offered here.
 
 import { onChange, seen, state } from "./feed.js";
-import { button, byId, count, el, MEANING, milliseconds, names, phase, PHASES, plural, say } from "./words.js";
+import { button, byId, count, el, MEANING, milliseconds, names, phase, PHASES, plural, reason, say } from "./words.js";
 
 const dialog = byId("dialog"), drawer = byId("drawer");
 const TOKEN = "cutover admin token";
@@ -26,9 +26,9 @@ async function call(method, path, body) {
     await askToken(token ? "The proxy does not know this token." : "The proxy asks for its admin token before it changes anything.");
     return call(method, path, body);
   }
-  let reason = text;
-  try { reason = JSON.parse(text).error ?? text; } catch { /* a plain text */ }
-  throw new Refused(reason.trim());
+  let why = text;
+  try { why = JSON.parse(text).error ?? text; } catch { /* a plain text */ }
+  throw new Refused(why.trim());
 }
 
 export function toast(text, kind = "") {
@@ -69,7 +69,6 @@ function tell(error) {
 
 // Dialogs -----------------------------------------------------------------------------------------------------------------
 
-const reasonOf = text => el("pre", { class: "reason", role: "alert", tabindex: "0" }, text.split("; route ").join("\nroute "));
 
 /** A question with a way out, which is where the focus is where the answer is dangerous. */
 function ask({ title, body, label, kind = "primary", isReady = () => true, act }) {
@@ -88,7 +87,7 @@ function ask({ title, body, label, kind = "primary", isReady = () => true, act }
     } catch (error) {
       if (error?.name === "AbortError") return outcome.replaceChildren();
       if (!(error instanceof Refused)) throw error;
-      outcome.replaceChildren(el("p", { class: "verdict" }, "Refused; proxy.toml is as it was before."), reasonOf(error.message));
+      outcome.replaceChildren(el("p", { class: "verdict" }, "Refused; proxy.toml is as it was before."), reason(error.message, { role: "alert" }));
     } finally {
       update();
       if (!outcome.children.length) go.focus();
@@ -164,7 +163,7 @@ export function openRollback(rows) {
       const to = new Map(done.routes.map(flip => [flip.route, flip.to]));
       await seen(() => going.every(row => !to.has(row.id) || state.rows.get(row.key)?.phase === to.get(row.id)));
       toast(`${names(done.routes.map(flip => flip.route))} back, adopted in ${milliseconds(done.adopted_ms)}`, "good");
-      for (const reason of done.refused.slice(0, 3)) toast(reason, "bad");
+      for (const why of done.refused.slice(0, 3)) toast(why, "bad");
     },
   });
 }
@@ -290,7 +289,7 @@ function showDrawer() {
 }
 
 export function build() {
-  drawer.addEventListener("close", () => { opened = null; byId("scroll").focus(); });
+  drawer.addEventListener("close", () => { opened = null; byId("grid").focus(); });
   for (const modal of [dialog, drawer]) {
     // A click beside it closes it, but not one that began inside (selecting a text may end there).
     modal.addEventListener("pointerdown", event => { if (event.target === modal && modal === drawer) modal.close(); });

@@ -1,7 +1,7 @@
 // The head of the page: is it live, do the stores answer and how fast, how much is asked, what is refused.
 
 import { state } from "./feed.js";
-import { byId, clock, count, el, milliseconds, names, PHASES, plural, rate, say, span } from "./words.js";
+import { byId, clock, count, el, milliseconds, names, PHASES, plural, rate, reason, say, span } from "./words.js";
 
 const WIDTH = 240, HEIGHT = 36;
 const SVG = "http://www.w3.org/2000/svg";
@@ -142,7 +142,6 @@ function showBanners() {
   const text = JSON.stringify(banners);
   if (text === shown) return;
   shown = text;
-  byId("banners").replaceChildren(...banners.map(([kind, title, what, reason]) =>
-    banner(kind, title, what, reason && el("pre", { tabindex: "0", "aria-label": "The reason" }, reason.split("; route ").join("\nroute ")))));
+  byId("banners").replaceChildren(...banners.map(([kind, title, what, why]) => banner(kind, title, what, why && reason(why))));
 }
 

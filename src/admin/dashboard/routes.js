@@ -167,8 +167,8 @@ function drawNow() {
   grid.setAttribute("aria-rowcount", view.rows.length + 1);
   byId("columns").style.paddingRight = `${scroll.offsetWidth - scroll.clientWidth}px`;
   const isSeen = view.active >= first && view.active < last;
-  if (isSeen) scroll.setAttribute("aria-activedescendant", `row-${view.active}`);
-  else scroll.removeAttribute("aria-activedescendant");
+  if (isSeen) grid.setAttribute("aria-activedescendant", `row-${view.active}`);
+  else grid.removeAttribute("aria-activedescendant");
   showEmpty();
   showSelection();
   const all = state.rows.size;
@@ -317,12 +317,12 @@ export function build() {
   const search = byId("search");
   search.addEventListener("input", () => { view.word = search.value; relist(); });
   search.addEventListener("keydown", event => {
-    if (event.key === "ArrowDown" || event.key === "Enter") { event.preventDefault(); scroll.focus(); step(view.active < 0 ? 0 : 1); }
+    if (event.key === "ArrowDown" || event.key === "Enter") { event.preventDefault(); grid.focus(); step(view.active < 0 ? 0 : 1); }
     if (event.key === "Escape") { event.preventDefault(); setFilter(view.filter, ""); }
   });
   scroll.addEventListener("scroll", draw, { passive: true });
-  scroll.addEventListener("keydown", key);
-  scroll.addEventListener("focus", draw);
+  // Not those of the buttons in it, which have keys of their own.
+  grid.addEventListener("keydown", event => event.target === grid && key(event));
   new ResizeObserver(draw).observe(scroll);
   sortBy(COLUMNS[0], false);
 }

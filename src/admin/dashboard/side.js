@@ -2,7 +2,7 @@
 
 import { cancel, showDifferences } from "./actions.js";
 import { state } from "./feed.js";
-import { button, byId, clock, count, date, el, milliseconds, names, phase, plural, rate, say, span } from "./words.js";
+import { button, byId, clock, count, date, el, milliseconds, names, phase, plural, rate, reason, say, span } from "./words.js";
 
 const entries = new Map();
 
@@ -60,7 +60,7 @@ function newEntry(entry) {
       el("p", { class: "facts" }, `adopted in ${milliseconds(entry.took_ms)} · table ${entry.table_version}`))
     : el("li", { class: "entry refused" },
       el("p", { class: "title" }, el("strong", {}, "table refused"), when),
-      el("pre", { class: "reason" }, entry.reason.split("; route ").join("\nroute ")),
+      reason(entry.reason),
       el("p", { class: "facts" }, `table ${entry.table_version} stayed`));
   const update = () => {
     const seconds = (Date.now() - entry.at_ms - skew()) / 1000;

@@ -68,4 +68,10 @@ export function phase(name) {
   return el("span", { class: `phase p${step}` }, el("span", { class: "ladder", "aria-hidden": "true" }, bars), name);
 }
 
+/** Why something was refused, word by word: one line a route, or a place in the file with its caret. */
+export function reason(text, more = {}) {
+  const isFile = text.includes("\n");
+  return el("pre", { class: isFile ? "reason code" : "reason", tabindex: "0", ...more }, text.split("; route ").join("\nroute "));
+}
+
 export const button = (label, onclick, kind = "", more = {}) => el("button", { type: "button", class: kind, onclick, ...more }, label);
