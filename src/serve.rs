@@ -12,6 +12,7 @@ use std::fs::{File, TryLockError};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -271,6 +272,7 @@ impl Program {
         let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
         let (subscribing, audit) = (Arc::new(Subscribing::default()), Arc::new(Audit::default()));
         let audience = Arc::new(Audience::default());
+        let serving = Arc::new(AtomicUsize::new(count));
         let mut workers = Vec::new();
         for ((number, inbox), listeners) in inboxes.into_iter().enumerate().zip(spread) {
             let parts = WorkerParts {
@@ -284,6 +286,7 @@ impl Program {
                 table: table.load_full(),
                 peers: peers.clone(),
                 inbox,
+                serving: serving.clone(),
                 journal: journal.clone(),
                 totals: totals.clone(),
                 traffic: traffic.clone(),

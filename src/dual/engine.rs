@@ -384,6 +384,13 @@ impl Engine {
         self.0.stop.notified().await;
     }
 
+    /// Waits until everything was heard that this worker has been told by now.
+    pub async fn caught_up(&self, deadline: std::time::Instant) {
+        let (done, turned) = oneshot::channel();
+        self.0.peers.send(self.0.worker, Message::Turned { done });
+        let _ = tokio::time::timeout_at(deadline.into(), turned).await;
+    }
+
     /// Takes what other workers, jobs and the control thread say, until all of them are gone.
     pub async fn run_inbox(&self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         while let Some(message) = inbox.recv().await {

@@ -3,14 +3,17 @@
 //! Pure. A worker has two gates, one for its sessions and one for its lanes. A request is counted in under a *ticket* and
 //! counted out by it. Counts are kept in a small array by route hash, so that counting costs an add; routes that share a
 //! cell only make a drain wait for each other's requests. A command that concerns all keys has a cell that every drain looks
-//! at. Each drain begins a new epoch, and what arrives later counts in
-//! the other half: a drain waits for requests older than itself only, however busy the others that share its cell are.
+//! at. Each drain begins an epoch with counts of its own, in which nothing is counted yet: it waits for requests older than
+//! itself only, however busy the others that share its cell are. Epochs are few and used again when they are empty: a
+//! request may outlast several drains that did not wait for it, or gave up.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 
-/// Cells an epoch: 16 KiB of counters a worker, and of 100 routes in traffic hardly any share one.
+/// Cells an epoch: 16 KiB of counters, and of 100 routes in traffic hardly any share one.
 const CELLS: usize = 4096;
+/// Epochs: one that goes on, one that is drained, and two of requests that are slower than a flip.
+const EPOCHS: usize = 4;
 /// Counters of an epoch: the cells, and the one of the commands that concern all routes.
 const COUNTS: usize = CELLS + 1;
 
@@ -23,6 +26,8 @@ pub struct Ticket(u16);
 pub struct Gate {
     counts: Vec<Cell<u32>>,
     epoch: Cell<usize>,
+    /// Whether the drain waits for requests of the epoch that goes on, too: there was no empty one.
+    waits_for_own: Cell<bool>,
     closed: RefCell<Option<HashSet<u64>>>,
     entered: Cell<u64>,
     is_closing: Cell<bool>,
@@ -32,8 +37,9 @@ pub struct Gate {
 impl Default for Gate {
     fn default() -> Self {
         Self {
-            counts: vec![Cell::new(0); 2 * COUNTS],
+            counts: vec![Cell::new(0); EPOCHS * COUNTS],
             epoch: Cell::new(0),
+            waits_for_own: Cell::new(false),
             closed: RefCell::new(None),
             entered: Cell::new(0),
             is_closing: Cell::new(false),
@@ -84,7 +90,10 @@ impl Gate {
     /// `all`: the routes stand for many providers (a range, `new_providers`), whose requests were counted in under hashes
     /// of their own; the drain then waits for every older request.
     pub fn close(&self, routes: HashSet<u64>, all: bool) {
-        self.epoch.set(1 - self.epoch.get());
+        let is_empty = |epoch: &usize| self.counts_of(*epoch).iter().all(|count| count.get() == 0);
+        let next = (0..EPOCHS).filter(|epoch| *epoch != self.epoch.get()).find(is_empty);
+        self.waits_for_own.set(next.is_none());
+        self.epoch.set(next.unwrap_or(self.epoch.get()));
         self.waits_for_all.set(all);
         *self.closed.borrow_mut() = Some(routes);
         self.is_closing.set(true);
@@ -92,15 +101,18 @@ impl Gate {
 
     /// Whether nothing of the closed routes is in flight that was counted in before the gate was closed.
     pub fn is_drained(&self) -> bool {
-        let old = (1 - self.epoch.get()) * COUNTS;
-        if self.waits_for_all.get() {
-            return self.counts[old..old + COUNTS].iter().all(|count| count.get() == 0);
-        }
-        if self.counts[old + CELLS].get() > 0 {
-            return false;
-        }
         let closed = self.closed.borrow();
-        closed.as_ref().is_none_or(|routes| routes.iter().all(|route| self.counts[old + cell_of(*route)].get() == 0))
+        let is_over = |counts: &[Cell<u32>]| match &*closed {
+            _ if self.waits_for_all.get() => counts.iter().all(|count| count.get() == 0),
+            None => counts[CELLS].get() == 0,
+            Some(routes) => counts[CELLS].get() == 0 && routes.iter().all(|route| counts[cell_of(*route)].get() == 0),
+        };
+        let is_older = |epoch: &usize| *epoch != self.epoch.get() || self.waits_for_own.get();
+        (0..EPOCHS).filter(is_older).all(|epoch| is_over(self.counts_of(epoch)))
+    }
+
+    fn counts_of(&self, epoch: usize) -> &[Cell<u32>] {
+        &self.counts[epoch * COUNTS..(epoch + 1) * COUNTS]
     }
 
     /// Lets the routes go on.
@@ -148,6 +160,37 @@ mod tests {
         assert!(gate.is_drained());
         gate.open();
         assert!(!gate.is_closed(7));
+        assert_eq!(gate.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_request_that_outlasts_other_drains_is_waited_for_by_its_own() {
+        let gate = Gate::default();
+        let close = |route| gate.close(HashSet::from([route]), false);
+        let slow = gate.enter(7);
+        close(7);
+        assert!(!gate.is_drained());
+        // The flip is given up, and tried again.
+        gate.open();
+        close(7);
+        assert!(!gate.is_drained(), "it is as old as before");
+        // Flips of others, more than there are epochs, each with a slow request of its own.
+        let mut others = Vec::new();
+        for other in 20..20 + 2 * EPOCHS as u64 {
+            gate.open();
+            others.push(gate.enter(other));
+            close(other);
+            assert!(!gate.is_drained());
+            gate.open();
+            close(9);
+            assert!(gate.is_drained(), "nothing of it is in flight");
+        }
+        gate.open();
+        close(7);
+        assert!(!gate.is_drained());
+        gate.leave(slow);
+        assert!(gate.is_drained());
+        others.into_iter().for_each(|other| gate.leave(other));
         assert_eq!(gate.in_flight(), 0);
     }
 }

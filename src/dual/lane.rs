@@ -140,7 +140,7 @@ pub enum Fetched {
     Failed,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Stage<O> {
     /// Nothing in flight; the entry exists because the key is diverged.
     Idle,
@@ -175,7 +175,7 @@ enum Stage<O> {
     },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry<O> {
     stage: Stage<O>,
     /// Of the route when it was last looked at. A strict stage may end after its route has become a mirrored one.
@@ -211,7 +211,7 @@ impl<O> Entry<O> {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Lane<O> {
     entries: HashMap<Bytes, Entry<O>>,
     present: Presence,

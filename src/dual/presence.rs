@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Presence {
     keys: HashSet<(u64, u64), BuildHasherDefault<First>>,
     seeds: (RandomState, RandomState),

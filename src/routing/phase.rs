@@ -94,7 +94,7 @@ impl FromStr for Phase {
 }
 
 /// What a dual route's stores are known to hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 #[serde(rename_all = "kebab-case")]
 pub enum Coverage {

@@ -191,7 +191,7 @@ impl Route {
 }
 
 /// When a write is answered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Ack {
     #[default]
     Leader,

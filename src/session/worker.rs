@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -32,6 +32,8 @@ use crate::store::{Stores, StoresConfig};
 use crate::wire::Acceptor;
 
 const TICK: Duration = Duration::from_millis(25);
+/// How often a worker that ends looks whether all is done.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What a worker is made of.
 pub struct WorkerParts {
@@ -46,6 +48,8 @@ pub struct WorkerParts {
     pub table: Arc<Table>,
     pub peers: Peers,
     pub inbox: mpsc::UnboundedReceiver<Message>,
+    /// How many workers may still have sessions.
+    pub serving: Arc<AtomicUsize>,
     pub journal: Arc<crate::dual::journal::Journal>,
     pub totals: Arc<Totals>,
     pub traffic: Arc<TrafficBook>,
@@ -127,15 +131,21 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
     accepting.iter().for_each(|task| task.abort());
     let deadline = Instant::now() + parts.bounds.drain_timeout();
     while open.get() > 0 && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(LOOK).await;
     }
+    // The last thing that a session elsewhere does may be to have a key copied here: nobody's lane ends before it was heard.
+    parts.serving.fetch_sub(1, Ordering::AcqRel);
+    while parts.serving.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+        tokio::time::sleep(LOOK).await;
+    }
+    engine.caught_up(deadline).await;
     while engine.load().in_flight > 0 && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(LOOK).await;
     }
     for task in [hearing, flusher, ticker] {
         task.abort();
     }
-    Ok(engine.load().in_flight == 0)
+    Ok(parts.serving.load(Ordering::Acquire) == 0 && engine.load().in_flight == 0)
 }
 
 async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, bounds: Arc<Bounds>, number: usize) {

@@ -11,6 +11,7 @@
 //! The same seed runs the same way. `SEEDS=100000 cargo test --test simulation` looks longer; `SEED=42` runs one, and
 //! `STORY=500` tells more of it.
 
+mod complete;
 mod control;
 mod truth;
 mod worker;
@@ -67,7 +68,7 @@ fn a_seed_replays_exactly() {
     assert_eq!(story(7), story(7));
 }
 
-const BUGS: [Bug; 10] = [
+const BUGS: [Bug; 11] = [
     Bug::OrderSwapped,
     Bug::PresenceTrusted,
     Bug::TombstoneLost,
@@ -76,6 +77,7 @@ const BUGS: [Bug; 10] = [
     Bug::CopyOutlivesDrain,
     Bug::KnowledgeBesideFlip,
     Bug::CountLeftBehind,
+    Bug::EndedOneByOne,
     Bug::CleanWhileRunning,
     Bug::StaleForgotten,
 ];

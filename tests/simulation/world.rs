@@ -38,6 +38,8 @@ pub enum Bug {
     KnowledgeBesideFlip,
     /// Diverged keys stay counted where they were when another line takes them over.
     CountLeftBehind,
+    /// A worker ends while others still have something for its lane.
+    EndedOneByOne,
     /// The clean end of the last run stays on the disk where the table was edited in a way that is refused.
     CleanWhileRunning,
     /// The stale keys of an earlier stay on the cluster are forgotten where the table was edited while the program was down.
@@ -92,6 +94,8 @@ pub struct World {
     /// What the journal's thread has not written yet; a worker waits for an addition.
     journaling: VecDeque<(u8, Key, Option<usize>)>,
     down: [bool; 2],
+    /// What goes on an eighth as often as all else.
+    slow: (usize, Ready),
     next: usize,
     /// An answer that came too early.
     early: Option<String>,
@@ -101,7 +105,7 @@ pub struct World {
 }
 
 /// What can go on.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Ready {
     Link,
     Answer,
@@ -160,6 +164,7 @@ impl World {
             disk,
             journaling: VecDeque::new(),
             down: [false; 2],
+            slow: (0, Ready::Inbox),
             next: 0,
             early: None,
             is_told,
@@ -546,6 +551,11 @@ impl World {
     /// A store, a worker's inbox or a guard that has something to do goes on.
     fn go_on(&mut self) -> Result<(), String> {
         let mut ready = Vec::new();
+        if self.rng.u32(..60) == 0 {
+            let kinds = [Ready::Link, Ready::Answer, Ready::Inbox, Ready::Told];
+            self.slow = (self.rng.usize(..WORKERS), kinds[self.rng.usize(..4)]);
+        }
+        let is_slow = self.rng.u32(..8) > 0;
         for (number, worker) in self.workers.iter().enumerate() {
             for side in [Side::Standalone, Side::Cluster] {
                 let is_served = !worker.links[place(side)].is_empty() && !self.down[place(side)];
@@ -555,6 +565,9 @@ impl World {
             ready.extend((!worker.inbox.is_empty()).then_some((number, Side::Standalone, Ready::Inbox)));
             ready.extend((!worker.told.is_empty()).then_some((number, Side::Standalone, Ready::Told)));
         }
+        // What one worker does slowly lets all others run ahead of it.
+        let slow = self.slow;
+        ready.retain(|(worker, _, what)| !is_slow || (*worker, *what) != slow);
         if ready.is_empty() {
             return Ok(());
         }
@@ -1065,7 +1078,9 @@ impl World {
         self.clients.iter_mut().for_each(|client| client.queue.clear());
         let is_over = |world: &Self| {
             let in_flight = |worker: &Worker| worker.pause.sessions.in_flight() + worker.pause.lanes.in_flight();
-            world.workers.iter().map(in_flight).sum::<u64>() == 0 && world.control.is_quiet()
+            let is_heard = |worker: &Worker| world.bug == Bug::EndedOneByOne || worker.inbox.is_empty();
+            let is_over = |worker: &Worker| in_flight(worker) == 0 && is_heard(worker);
+            world.workers.iter().all(is_over) && world.control.is_quiet()
         };
         for round in 0..300 {
             self.go_on()?;
