@@ -33,7 +33,8 @@ use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
 use crate::dual::state::{Snapshot, StateFile};
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Audience, Message, Peers, Subscribing};
+use crate::dual::{Audience, Copying, Message, Peers, Subscribing};
+use crate::jobs::checkpoint::{JobFile, Record};
 use crate::jobs::{self, Jobs};
 use crate::metrics::Totals;
 use crate::routing::{Phase, RouteName, Table};
@@ -106,7 +107,8 @@ pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
         }
         // Also where the table is the one of the last run: from here on its clean end says nothing any more.
         program.adopter.save(&program.adopter.table(), false).context("write state file")?;
-        program.recover(found.open);
+        let is_clean = snapshot.as_ref().is_some_and(|snapshot| snapshot.clean);
+        program.recover(found.open, is_clean);
         program.serve(path, level, signals).await
     })
 }
@@ -213,6 +215,7 @@ struct Program {
     peers: Peers,
     workers: Vec<JoinHandle<std::io::Result<bool>>>,
     loss: Arc<Loss>,
+    copying: Arc<Copying>,
     bounds: Arc<Bounds>,
     users: Arc<ArcSwap<Users>>,
     clients: Arc<Clients>,
@@ -267,6 +270,8 @@ impl Program {
         let bounds = Arc::new(Bounds::new(&limits(config)));
         let users = Arc::new(ArcSwap::from_pointee(reach::users(config)));
         let traffic = Arc::new(TrafficBook::default());
+        let copying = Arc::new(Copying::default());
+        set_copying(&copying, config.copying);
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
         let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
@@ -288,6 +293,7 @@ impl Program {
                 inbox,
                 serving: serving.clone(),
                 journal: journal.clone(),
+                copying: copying.clone(),
                 totals: totals.clone(),
                 traffic: traffic.clone(),
                 clients: clients.clone(),
@@ -308,6 +314,11 @@ impl Program {
             slot_map: slot_map.clone(),
             refresh: refresh.clone(),
             copied: jobs::Copied::default(),
+            copying: copying.clone(),
+            totals: totals.clone(),
+            baselines: Default::default(),
+            bytes_from: (Instant::now(), 0).into(),
+            file: JobFile::of(&config.state_directory),
         };
         let jobs = Jobs::new(context);
         if !stores.cluster.is_empty() {
@@ -319,6 +330,7 @@ impl Program {
             jobs: jobs.clone(),
             totals: totals.clone(),
             traffic,
+            copying: copying.clone(),
             token: config.admin.token.clone(),
             config_path: path.to_path_buf(),
             started: Instant::now(),
@@ -332,6 +344,7 @@ impl Program {
             peers,
             workers,
             loss,
+            copying,
             bounds,
             users,
             clients,
@@ -344,14 +357,17 @@ impl Program {
     }
 
     /// What an earlier run left open.
-    fn recover(&self, diverged: HashSet<Bytes>) {
+    fn recover(&self, diverged: HashSet<Bytes>, is_clean: bool) {
         if !diverged.is_empty() {
             tracing::warn!(keys = diverged.len(), "the journal names keys that may differ; they are repaired first");
         }
         for key in diverged {
             self.peers.send(self.peers.lane_of(&key), Message::Recover { key });
         }
-        self.backfill(doubtful);
+        let cut_off = self.jobs.cut_off();
+        let is_walked = |route: &RouteName| cut_off.iter().any(|record: &Record| record.covers(route));
+        self.backfill(|table| doubtful(table).into_iter().filter(|route| !is_walked(route)).collect());
+        tokio::spawn(self.jobs.clone().go_on(cut_off, is_clean));
     }
 
     /// A store may have lost what it acknowledged: every dual route is walked again.
@@ -366,7 +382,7 @@ impl Program {
             return;
         }
         let (jobs, options) = (self.jobs.clone(), jobs::Options { rate: jobs::RATE_DEFAULT, repair: false });
-        tokio::spawn(async move { jobs.sync(routes, options).await });
+        tokio::spawn(jobs.sync(routes, options));
     }
 
     /// Adopts what the file becomes, until a signal ends the program.
@@ -421,6 +437,7 @@ impl Program {
         self.bounds.set(&limits(&config));
         self.change_users(&config);
         self.adopter.set_flip_timeout(config.flip_timeout);
+        set_copying(&self.copying, config.copying);
         for setting in needs_restart(&self.config, &config) {
             tracing::warn!(setting, "changed in proxy.toml; it takes effect at the next start");
         }
@@ -452,6 +469,7 @@ impl Program {
     /// Lets clients have their answers and the followers their effects, and notes whether all of it was done.
     async fn drain(&mut self) -> anyhow::Result<()> {
         tracing::info!("draining: no new clients, everything that was asked is answered");
+        self.jobs.interrupt().await;
         for worker in 0..self.peers.0.len() {
             self.peers.send(worker, Message::Stop);
         }
@@ -459,6 +477,8 @@ impl Program {
         let join = move || workers.into_iter().map(|worker| worker.join()).collect::<Vec<_>>();
         let ended = tokio::task::spawn_blocking(join).await?;
         let is_clean = ended.iter().all(|ended| matches!(ended, Ok(Ok(true))));
+        // Before the state file: without the word `clean` in that, a place in this counts for nothing.
+        self.jobs.keep(is_clean);
         self.adopter.save(&self.adopter.table(), is_clean).context("write state file")?;
         match is_clean {
             true => tracing::info!("drained; every follower has what its leader has answered"),
@@ -468,6 +488,10 @@ impl Program {
         }
         Ok(())
     }
+}
+
+fn set_copying(copying: &Copying, settings: config::Copying) {
+    copying.set(settings.large_key_bytes, settings.bytes_per_second, settings.is_by_type);
 }
 
 /// The dual routes of which any key may differ.

@@ -87,6 +87,22 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         "Requests refused because their keys are in different slots or on different stores.",
         refusals,
     );
+    let copies = parts.copying.copies();
+    page.add("copied_keys_total", Kind::Counter, "Keys copied from store to store.", copies.keys);
+    page.add("copied_bytes_total", Kind::Counter, "Bytes sent for copies.", copies.bytes);
+    page.add(
+        "copied_in_pieces_total",
+        Kind::Counter,
+        "Copies made by type, piece by piece, some more than once.",
+        copies.in_pieces,
+    );
+    page.add("found_equal_total", Kind::Counter, "Keys that a backfill found equal and did not copy.", copies.equal);
+    page.add(
+        "copies_refused_total",
+        Kind::Counter,
+        "Copies by type that were refused because only a module can read the key, tries included.",
+        copies.refused,
+    );
     let running = parts.jobs.list().iter().filter(|job| job.is_running()).count();
     page.add("jobs_running", Kind::Gauge, "Backfills and verifications that are running.", running);
     page.add(

@@ -19,6 +19,7 @@ use axum::middleware;
 use axum::routing::{get, post};
 
 use crate::audit::Audit;
+use crate::dual::Copying;
 use crate::dual::adopt::Adopter;
 use crate::dual::traffic::TrafficBook;
 use crate::jobs::Jobs;
@@ -34,6 +35,7 @@ pub struct Parts {
     pub jobs: Arc<Jobs>,
     pub totals: Arc<Totals>,
     pub traffic: Arc<TrafficBook>,
+    pub copying: Arc<Copying>,
     pub audit: Arc<Audit>,
     /// Calls that change something must carry it, if it is set.
     pub token: Option<Secret>,

@@ -73,10 +73,14 @@ pub fn is_good(job: &Value) -> bool {
 fn show(progress: &Progress, job: &Value) {
     let number = |key: &str| job[key].as_f64().unwrap_or(0.0);
     let (scanned, total, rate) = (number("scanned"), number("keys_total").max(1.0), number("keys_per_second"));
-    let left = if rate > 0.0 { (total - scanned).max(0.0) / rate } else { 0.0 };
+    let left = number("seconds_left");
+    let held = if number("restraint") > 0.0 { ", holding back for the leader's latency" } else { "" };
     let kind = job["kind"].as_str().unwrap_or("job");
     progress.show(scanned, total, || {
-        format!("{kind}: {scanned} of about {total} keys, {rate:.0}/s, {left:.0} s left, {} copied", job["copied"])
+        format!(
+            "{kind}: {scanned} of about {total} keys, {rate:.0}/s, {left:.0} s left, {} copied{held}",
+            job["copied"]
+        )
     });
 }
 

@@ -8,7 +8,7 @@ use toml::Spanned;
 
 use crate::config::load::{File, StoreLimits, StoreTlsTable, duration, store};
 use crate::config::report::{Finding, Report, Reporter, nearest};
-use crate::config::{Config, Store, StoreTls, StoreUrl, users};
+use crate::config::{Config, Copying, Store, StoreTls, StoreUrl, users};
 use crate::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec};
 use crate::secret::Secret;
 
@@ -60,6 +60,11 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         ));
     }
     let routing = routing(&file, reporter, &mut findings);
+    let copying = Copying {
+        is_by_type: one_of(file.copying.method.as_ref(), ["dump", "by-type"], reporter, &mut findings),
+        large_key_bytes: file.copying.large_key_bytes.map_or(4 << 20, |size| size.as_u64()),
+        bytes_per_second: file.copying.bytes_per_second.map_or(64 << 20, |size| size.as_u64()),
+    };
     let needs_cluster =
         routing.providers.iter().map(|(_, phase)| *phase).chain(routing.ranges.iter().map(|range| range.2));
     let defaults = [routing.new_providers, routing.other_keys, routing.pubsub];
@@ -87,6 +92,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         cluster,
         routing,
         users,
+        copying,
         state_directory: file.state.directory.unwrap_or_else(|| "cutover-state".into()),
         log,
         flip_timeout,
@@ -185,16 +191,8 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
     if section.pubsub.is_some() && pubsub.is_dual() {
         findings.push(reporter.whole("pubsub lives on one store: standalone or cluster", None));
     }
-    let one_of = |text: Option<&Spanned<String>>, words: [&str; 2], findings: &mut Vec<Finding>| {
-        let Some(text) = text else { return false };
-        if !words.contains(&text.get_ref().as_str()) {
-            let message = format!("`{}` is neither `{}` nor `{}`", text.get_ref(), words[0], words[1]);
-            findings.push(reporter.at(text.span(), message, None));
-        }
-        text.get_ref() == words[1]
-    };
-    let is_both = one_of(section.ack.as_ref(), ["leader", "both"], findings);
-    let is_tagged = one_of(section.cluster_keys.as_ref(), ["same", "tagged"], findings);
+    let is_both = one_of(section.ack.as_ref(), ["leader", "both"], reporter, findings);
+    let is_tagged = one_of(section.cluster_keys.as_ref(), ["same", "tagged"], reporter, findings);
     RoutingSpec {
         keys: Patterns(patterns),
         new_providers,
@@ -207,6 +205,21 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
         ranges,
         force: section.force.clone(),
     }
+}
+
+/// Whether the second word was written; the first is the default.
+fn one_of(
+    text: Option<&Spanned<String>>,
+    words: [&str; 2],
+    reporter: &Reporter<'_>,
+    findings: &mut Vec<Finding>,
+) -> bool {
+    let Some(text) = text else { return false };
+    if !words.contains(&text.get_ref().as_str()) {
+        let message = format!("`{}` is neither `{}` nor `{}`", text.get_ref(), words[0], words[1]);
+        findings.push(reporter.at(text.span(), message, None));
+    }
+    text.get_ref() == words[1]
 }
 
 /// `redis[s]://[[user]:password@]host[:port][/db]`

@@ -32,6 +32,8 @@ pub(super) struct File {
     #[serde(default)]
     pub users: BTreeMap<Spanned<String>, UserTable>,
     #[serde(default)]
+    pub copying: CopyingSection,
+    #[serde(default)]
     pub state: StateSection,
     #[serde(default)]
     pub log: LogSection,
@@ -122,6 +124,14 @@ pub(super) struct UserTable {
     pub password_sha256: Spanned<Secret>,
     pub commands: Option<Spanned<Vec<String>>>,
     pub routes: Option<Vec<Spanned<String>>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CopyingSection {
+    pub method: Option<Spanned<String>>,
+    pub large_key_bytes: Option<ByteSize>,
+    pub bytes_per_second: Option<ByteSize>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -52,6 +52,7 @@ pub struct Config {
     pub routing: RoutingSpec,
     /// Beside the one whose password is `listen.password`.
     pub users: Vec<User>,
+    pub copying: Copying,
     /// Where the state file and the journal stand.
     pub state_directory: PathBuf,
     pub log: Log,
@@ -127,6 +128,16 @@ pub struct User {
     pub commands: Option<Permitted>,
     /// `None`: every key.
     pub scope: Option<Scope>,
+}
+
+/// `[copying]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copying {
+    /// Every key by its type instead of by DUMP.
+    pub is_by_type: bool,
+    pub large_key_bytes: u64,
+    /// 0: no limit.
+    pub bytes_per_second: u64,
 }
 
 /// `[log]`.

@@ -9,6 +9,7 @@ use crate::dual::effect;
 use crate::dual::engine::{EngineWaiter, Inner};
 use crate::dual::gate::Ticket;
 use crate::dual::lane::{Fetched, Mode, Outcome};
+use crate::dual::message::Way;
 use crate::resp;
 use crate::resp::reply;
 use crate::routing::{Plan, Side};
@@ -22,7 +23,7 @@ type Answer = oneshot::Receiver<Result<Bytes, LinkError>>;
 
 /// Whether RESTORE may overwrite.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Replace {
+pub(super) enum Replace {
     Yes,
     No,
 }
@@ -39,15 +40,58 @@ fn restore_command(key: &[u8], payload: &[u8], expiry: i64, replace: Replace) ->
     out.freeze()
 }
 
+/// What is known of a key whose copy is in flight.
+pub(super) enum Dumped {
+    Absent,
+    /// Payload and expiry time.
+    Payload(Bytes, i64),
+    /// The follower has it already.
+    Equal,
+    /// Piece by piece, and this came of it.
+    Copied(Outcome),
+}
+
+/// Whether a server does not read what the other one's DUMP says: it is older.
+fn is_foreign_dump(reply: &[u8]) -> bool {
+    let text = reply::error_text(reply);
+    text.starts_with(b"ERR DUMP payload version") || text.starts_with(b"ERR Bad data format")
+}
+
 impl Inner {
+    /// Notes how a job wants a key to be copied.
+    pub(super) fn choose_way(&self, key: &Bytes, way: Way) {
+        if way != Way::Whole {
+            self.ways.borrow_mut().insert(key.clone(), way);
+        }
+    }
+
+    fn way_of(&self, key: &Bytes) -> Way {
+        if self.copying.is_by_type() {
+            return Way::InPieces;
+        }
+        self.ways.borrow().get(key).copied().unwrap_or(Way::Whole)
+    }
+
     pub(super) fn dump(self: &Rc<Self>, key: Bytes) {
         let Some((plan, ticket)) = self.count_copy(&key) else { return };
-        let generation = plan.generation();
+        let (way, generation) = (self.way_of(&key), plan.generation());
         let engine = self.clone();
-        // Both are appended now, behind whatever was sent before; only the answers are awaited.
-        let (payload, expiry) = self.ask_dump(plan.leader, &key);
+        // All are appended now, behind whatever was sent before; only the answers are awaited. While the lane copies a key it
+        // sends no effects of it, so the follower's answer too is of one moment.
+        let asked = (way != Way::InPieces).then(|| self.ask_dump(plan.leader, &key));
+        let compared = (way == Way::IfDifferent).then(|| self.ask_dump(plan.leader.other(), &key));
+        if asked.is_none() {
+            self.lane.borrow_mut().hold_copy(&key);
+        }
         tokio::task::spawn_local(async move {
-            let outcome = engine.keep_dump(&key, payload, expiry).await;
+            let outcome = match asked {
+                Some(asked) => engine.keep_dump(&key, plan.leader, asked, compared).await,
+                None => {
+                    let copied = engine.copy_in_pieces(&key, plan.leader, Replace::Yes).await;
+                    engine.keep(&key, Dumped::Copied(copied.outcome()));
+                    Outcome::Done
+                }
+            };
             let mut orders = Vec::new();
             engine.lane.borrow_mut().dumped(&key, outcome, generation, &mut orders);
             engine.carry_out(orders);
@@ -55,7 +99,7 @@ impl Inner {
         });
     }
 
-    pub(super) fn ask_dump(self: &Rc<Self>, side: Side, key: &[u8]) -> (Answer, Answer) {
+    fn ask_dump(self: &Rc<Self>, side: Side, key: &[u8]) -> (Answer, Answer) {
         let ask = |command: &[u8]| {
             let (sender, receiver) = oneshot::channel();
             self.side_call(side, (key, 1), &effect::command(&[command, key]), None, EngineWaiter::Once(sender));
@@ -64,41 +108,77 @@ impl Inner {
         (ask(b"DUMP"), ask(b"PEXPIRETIME"))
     }
 
-    pub(super) async fn keep_dump(&self, key: &Bytes, payload: Answer, expiry: Answer) -> Outcome {
-        let (Ok(Ok(payload)), Ok(Ok(expiry))) = (payload.await, expiry.await) else { return Outcome::Doubt };
+    fn keep(&self, key: &Bytes, dumped: Dumped) {
+        self.dumps.borrow_mut().insert(key.clone(), dumped);
+    }
+
+    /// Payload and expiry time, `None` for a key that is not there; an error for what could not be read.
+    async fn read_dump(&self, (payload, expiry): (Answer, Answer)) -> Result<Option<(Bytes, i64)>, ()> {
+        let (Ok(Ok(payload)), Ok(Ok(expiry))) = (payload.await, expiry.await) else { return Err(()) };
         if reply::is_error(&payload) {
-            tracing::warn!(reply = %String::from_utf8_lossy(&payload[..payload.len().min(120)]), "the leader refused DUMP; the key stays diverged");
-            return Outcome::Doubt;
+            tracing::warn!(reply = %String::from_utf8_lossy(&payload[..payload.len().min(120)]), "DUMP was refused; the key stays diverged");
+            return Err(());
         }
-        let dump = match (reply::is_null(&payload), reply::bulk(&payload), reply::integer(&expiry)) {
-            (true, ..) => None,
+        match (reply::is_null(&payload), reply::bulk(&payload), reply::integer(&expiry)) {
+            (true, ..) => Ok(None),
             // It expired between the two: absent is right.
-            (_, _, Some(-2)) => None,
-            (_, Some(body), Some(at)) => Some((payload.slice_ref(body), at)),
-            _ => return Outcome::Doubt,
+            (_, _, Some(-2)) => Ok(None),
+            (_, Some(body), Some(at)) => Ok(Some((payload.slice_ref(body), at))),
+            _ => Err(()),
+        }
+    }
+
+    async fn keep_dump(
+        self: &Rc<Self>,
+        key: &Bytes,
+        leader: Side,
+        asked: (Answer, Answer),
+        compared: Option<(Answer, Answer)>,
+    ) -> Outcome {
+        let Ok(dump) = self.read_dump(asked).await else { return Outcome::Doubt };
+        if let Some(compared) = compared
+            && self.read_dump(compared).await.is_ok_and(|follower| follower == dump)
+        {
+            self.copying.count_equal();
+            self.keep(key, Dumped::Equal);
+            return Outcome::Done;
+        }
+        let dumped = match dump {
+            None => Dumped::Absent,
+            Some((payload, _)) if self.copying.is_large(payload.len() as u64) => {
+                drop(payload);
+                self.lane.borrow_mut().hold_copy(key);
+                Dumped::Copied(self.copy_in_pieces(key, leader, Replace::Yes).await.outcome())
+            }
+            Some((payload, at)) => Dumped::Payload(payload, at),
         };
-        self.dumps.borrow_mut().insert(key.clone(), dump);
+        self.keep(key, dumped);
         Outcome::Done
     }
 
     pub(super) fn restore(self: &Rc<Self>, key: Bytes) {
         let Some((plan, ticket)) = self.count_copy(&key) else { return };
         let generation = plan.generation();
-        let command = match self.dumps.borrow_mut().remove(&key).flatten() {
-            Some((payload, expiry)) => restore_command(&key, &payload, expiry, Replace::Yes),
-            None => effect::command(&[b"DEL", &key]),
+        let known = self.dumps.borrow_mut().remove(&key);
+        let command = match known {
+            Some(Dumped::Payload(payload, expiry)) => Ok(restore_command(&key, &payload, expiry, Replace::Yes)),
+            Some(Dumped::Absent) => Ok(effect::command(&[b"DEL", &key])),
+            Some(Dumped::Equal) => Err(Outcome::Done),
+            Some(Dumped::Copied(outcome)) => Err(outcome),
+            None => Err(Outcome::Doubt),
         };
-        let (sender, receiver) = oneshot::channel();
-        self.side_call(plan.leader.other(), (&key, 1), &command, None, EngineWaiter::Once(sender));
+        let asked = command.map(|command| {
+            let (sender, receiver) = oneshot::channel();
+            self.copying.count(command.len());
+            self.copying.count_key();
+            self.side_call(plan.leader.other(), (&key, 1), &command, None, EngineWaiter::Once(sender));
+            receiver
+        });
         let engine = self.clone();
         tokio::task::spawn_local(async move {
-            let outcome = match receiver.await {
-                Ok(Ok(reply)) if !reply::is_error(&reply) => Outcome::Done,
-                Ok(Ok(reply)) => {
-                    tracing::warn!(reply = %String::from_utf8_lossy(&reply), side = %plan.leader.other(), "the follower refused a copy; the key stays diverged");
-                    Outcome::Refused
-                }
-                _ => Outcome::Doubt,
+            let outcome = match asked {
+                Ok(answer) => engine.restored(&key, plan.leader, answer).await,
+                Err(outcome) => outcome,
             };
             let mut orders = Vec::new();
             engine.lane.borrow_mut().restored(&key, outcome, generation, &mut orders);
@@ -107,14 +187,40 @@ impl Inner {
         });
     }
 
+    async fn restored(self: &Rc<Self>, key: &Bytes, leader: Side, answer: Answer) -> Outcome {
+        match answer.await {
+            Ok(Ok(reply)) if !reply::is_error(&reply) => Outcome::Done,
+            Ok(Ok(reply)) if is_foreign_dump(&reply) => {
+                self.note_foreign_dump(leader.other(), &reply);
+                self.lane.borrow_mut().hold_copy(key);
+                self.copy_in_pieces(key, leader, Replace::Yes).await.outcome()
+            }
+            Ok(Ok(reply)) => {
+                tracing::warn!(reply = %String::from_utf8_lossy(&reply), side = %leader.other(), "the follower refused a copy; the key stays diverged");
+                Outcome::Refused
+            }
+            _ => Outcome::Doubt,
+        }
+    }
+
+    fn note_foreign_dump(&self, side: Side, reply: &[u8]) {
+        if self.copying.refuse_dump() {
+            tracing::warn!(%side, reply = %String::from_utf8_lossy(reply), "the stores are of different versions and one does not read the other's DUMP; keys are copied by their type from now on, which is slower");
+        }
+    }
+
     /// First touch: DUMP on the follower, RESTORE without REPLACE on the leader.
     pub(super) fn fetch(self: &Rc<Self>, key: Bytes) {
         let Some((plan, ticket)) = self.count_copy(&key) else { return };
         let generation = plan.generation();
-        let (payload, expiry) = self.ask_dump(plan.leader.other(), &key);
+        let in_pieces = self.way_of(&key) == Way::InPieces;
+        let asked = (!in_pieces).then(|| self.ask_dump(plan.leader.other(), &key));
         let engine = self.clone();
         tokio::task::spawn_local(async move {
-            let fetched = engine.bring_over(&key, plan.leader, payload, expiry).await;
+            let fetched = match asked {
+                Some(asked) => engine.bring_over(&key, plan.leader, asked).await,
+                None => engine.copy_in_pieces(&key, plan.leader.other(), Replace::No).await.fetched(),
+            };
             let mut orders = Vec::new();
             engine.lane.borrow_mut().fetched(&key, fetched, generation, &mut orders);
             engine.carry_out(orders);
@@ -122,23 +228,25 @@ impl Inner {
         });
     }
 
-    pub(super) async fn bring_over(
-        self: &Rc<Self>,
-        key: &Bytes,
-        leader: Side,
-        payload: Answer,
-        expiry: Answer,
-    ) -> Fetched {
-        if self.keep_dump(key, payload, expiry).await != Outcome::Done {
-            return Fetched::Failed;
+    async fn bring_over(self: &Rc<Self>, key: &Bytes, leader: Side, asked: (Answer, Answer)) -> Fetched {
+        let Ok(dump) = self.read_dump(asked).await else { return Fetched::Failed };
+        let Some((payload, expiry)) = dump else { return Fetched::Unproven };
+        if self.copying.is_large(payload.len() as u64) {
+            drop(payload);
+            return self.copy_in_pieces(key, leader.other(), Replace::No).await.fetched();
         }
-        let Some((payload, expiry)) = self.dumps.borrow_mut().remove(key).flatten() else { return Fetched::Unproven };
         let command = restore_command(key, &payload, expiry, Replace::No);
         let (sender, receiver) = oneshot::channel();
+        self.copying.count(command.len());
+        self.copying.count_key();
         self.side_call(leader, (key, 1), &command, None, EngineWaiter::Once(sender));
         match receiver.await {
             Ok(Ok(reply)) if !reply::is_error(&reply) => Fetched::Brought,
             Ok(Ok(reply)) if resp::reply::error_word(&reply) == b"BUSYKEY" => Fetched::Unproven,
+            Ok(Ok(reply)) if is_foreign_dump(&reply) => {
+                self.note_foreign_dump(leader, &reply);
+                self.copy_in_pieces(key, leader.other(), Replace::No).await.fetched()
+            }
             Ok(Ok(reply)) => {
                 tracing::warn!(reply = %String::from_utf8_lossy(&reply), "the leader refused a key at its first touch");
                 Fetched::Failed

@@ -17,12 +17,14 @@ use tokio::sync::{mpsc, oneshot};
 use crate::command::{self, CommandSpec};
 use crate::dual::audience::Audience;
 use crate::dual::channels::{Channels, Subscribing, answer_after_turn};
+use crate::dual::copy::Dumped;
+use crate::dual::copying::Copying;
 use crate::dual::effect::Question;
 use crate::dual::gate::Ticket;
 use crate::dual::install::{self, Pause};
 use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Mode, Work};
-use crate::dual::message::{Message, Peers, RemoteOp};
+use crate::dual::message::{Message, Peers, RemoteOp, Way};
 use crate::dual::operation::{LaneOp, LaneReply};
 use crate::dual::probe::{Probes, Timing};
 use crate::dual::subscriptions::SubscriptionLoad;
@@ -171,8 +173,11 @@ pub struct Inner {
     pub(super) pause: Pause<oneshot::Sender<()>, Message>,
     pub(super) lane: RefCell<Lane<usize>>,
     pub(super) ops: RefCell<Slab<LaneOp>>,
-    /// The last dump of each key whose copy is in flight.
-    pub(super) dumps: RefCell<HashMap<Bytes, Option<(Bytes, i64)>>>,
+    /// What is known of each key whose copy is in flight.
+    pub(super) dumps: RefCell<HashMap<Bytes, Dumped>>,
+    /// Keys of jobs that are not copied the plain way; no more than the jobs' own bounds of keys in flight.
+    pub(super) ways: RefCell<HashMap<Bytes, Way>>,
+    pub(super) copying: Arc<Copying>,
     pub(super) remote: RefCell<Slab<(ReplyTo, Ticket)>>,
     pub(super) peers: Peers,
     pub(super) channels: Channels,
@@ -194,6 +199,7 @@ pub struct EngineParts {
     pub db: u32,
     pub peers: Peers,
     pub journal: Arc<Journal>,
+    pub copying: Arc<Copying>,
     pub traffic: Arc<TrafficBook>,
     /// Shared by all workers, as is the audience.
     pub subscribing: Arc<Subscribing>,
@@ -214,6 +220,8 @@ impl Engine {
             lane: RefCell::new(Lane::new(PRESENT_KEYS_MAX)),
             ops: RefCell::new(Slab::new()),
             dumps: RefCell::new(HashMap::new()),
+            ways: RefCell::new(HashMap::new()),
+            copying: parts.copying,
             remote: RefCell::new(Slab::new()),
             peers: parts.peers,
             channels,
@@ -534,11 +542,19 @@ impl Inner {
                 to.port.deliver(to.seq, outcome.map(Reply::Whole));
             }
             // What a job asks for in the midst of a flip comes after it; a command's own copies are older than the closing.
-            Message::Resync { ref key, done: Some(_) } | Message::Touch { ref key, .. } if self.is_lane_closed(key) => {
+            Message::Resync { ref key, done: Some(_), .. } | Message::Touch { ref key, .. }
+                if self.is_lane_closed(key) =>
+            {
                 self.pause.defer(message);
             }
-            Message::Resync { key, done } => self.resync(key, done),
-            Message::Touch { key, done } => self.enter_lane(key, None, Work::Touch, LaneReply::Done(done)),
+            Message::Resync { key, way, done } => {
+                self.choose_way(&key, way);
+                self.resync(key, done);
+            }
+            Message::Touch { key, way, done } => {
+                self.choose_way(&key, way);
+                self.enter_lane(key, None, Work::Touch, LaneReply::Done(done));
+            }
             Message::Hold { key, granted } => {
                 self.enter_lane(key, None, Work::Hold, LaneReply::Granted(Some(granted), None));
             }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use crate::dual::engine::Engine;
 use crate::dual::gate::Ticket;
 use crate::dual::lane::{Mode, Outcome};
-use crate::dual::message::Message;
+use crate::dual::message::{Message, Way};
 use crate::resp::refusal::Refusal;
 use crate::routing::Plan;
 
@@ -47,7 +47,8 @@ impl Guard {
             let peers = &self.engine.0.peers;
             let copy = |key: Bytes| {
                 let (done, ended) = oneshot::channel();
-                peers.send(peers.lane_of(&key), Message::Resync { key: key.clone(), done: Some(done) });
+                peers
+                    .send(peers.lane_of(&key), Message::Resync { key: key.clone(), way: Way::Whole, done: Some(done) });
                 (key, ended)
             };
             let copies: Vec<_> = shared.into_iter().map(copy).collect();
@@ -65,7 +66,7 @@ impl Guard {
         let peers = &self.engine.0.peers;
         if outcome != Outcome::Refused {
             for key in self.resync.drain(..).chain(self.shared.drain(..)) {
-                peers.send(peers.lane_of(&key), Message::Resync { key, done: None });
+                peers.send(peers.lane_of(&key), Message::Resync { key, way: Way::Whole, done: None });
             }
         }
         let release = |key: Bytes| {

@@ -146,10 +146,11 @@ enum Stage<O> {
     Idle,
     /// A dump is on its way to the follower. `dirty`: a write was sent behind the dump, so another must follow.
     /// `strict`: nobody is served meanwhile, and if the copy fails the key goes into the journal first, for what the
-    /// leader has was perhaps never on the follower.
+    /// leader has was perhaps never on the follower. `holds`: the copy reads the key more than once, so writes wait.
     Copying {
         dirty: bool,
         strict: bool,
+        holds: bool,
     },
     /// First-touch only.
     Fetching,
@@ -283,11 +284,11 @@ impl<O: Clone + PartialEq> Lane<O> {
             entry.is_unfetched = false;
             match &mut entry.stage {
                 Stage::Idle => orders.push(Order::Lead { op, follow: false }),
-                Stage::Copying { dirty, .. } if entry.queue.is_empty() => {
+                Stage::Copying { dirty, holds, .. } if entry.queue.is_empty() && !(*holds && work != Work::Read) => {
                     *dirty |= work != Work::Read;
                     orders.push(Order::Lead { op, follow: false });
                 }
-                // The route became synced while the key was busy in first-touch mode.
+                // The route became synced while the key was busy in first-touch mode, or a copy holds it.
                 _ => {
                     entry.queue.push_back((op, work));
                     return work != Work::Read;
@@ -303,7 +304,7 @@ impl<O: Clone + PartialEq> Lane<O> {
         };
         orders.push(Order::Lead { op, follow });
         if !follow && matches!(work, Work::Update | Work::Opaque) {
-            let copying = Stage::Copying { dirty: false, strict: false };
+            let copying = Stage::Copying { dirty: false, strict: false, holds: false };
             self.entries.insert(owned(key), Entry::new(copying, Mode::Mirror { synced }));
             orders.push(Order::Dump { key: key.clone() });
         }
@@ -370,7 +371,7 @@ impl<O: Clone + PartialEq> Lane<O> {
             return orders.push(Order::Fetch { key: key.clone() });
         }
         entry.is_unfetched = false;
-        entry.stage = Stage::Copying { dirty: false, strict: mode.is_strict() };
+        entry.stage = Stage::Copying { dirty: false, strict: mode.is_strict(), holds: false };
         orders.push(Order::Dump { key: key.clone() });
     }
 
@@ -508,6 +509,14 @@ impl<O: Clone + PartialEq> Lane<O> {
         }
     }
 
+    /// The copy under way reads the key piece by piece from now on: writes wait until it is over, reads do not. What was
+    /// sent before stands before the first piece in the leader's link.
+    pub fn hold_copy(&mut self, key: &Bytes) {
+        if let Some(Entry { stage: Stage::Copying { dirty, holds, .. }, .. }) = self.entries.get_mut(key) {
+            (*dirty, *holds) = (false, true);
+        }
+    }
+
     /// The first touch ended.
     pub fn fetched(&mut self, key: &Bytes, fetched: Fetched, generation: u32, orders: &mut Vec<Order<O>>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
@@ -518,7 +527,7 @@ impl<O: Clone + PartialEq> Lane<O> {
             }
             Fetched::Unproven => {
                 entry.is_unfetched = false;
-                entry.stage = Stage::Copying { dirty: false, strict: true };
+                entry.stage = Stage::Copying { dirty: false, strict: true, holds: false };
                 orders.push(Order::Dump { key: key.clone() });
             }
             Fetched::Failed => {
@@ -898,6 +907,25 @@ mod tests {
         lane.followed(&key(), 1, Outcome::Doubt, false, 0, &mut orders);
         lane.followed(&key(), 2, Outcome::Done, false, 0, &mut orders);
         assert_eq!(orders, [Order::Diverged { key: key() }, Order::Dump { key: key() }]);
+    }
+
+    #[test]
+    fn a_copy_in_pieces_holds_writes_back_and_lets_reads_through() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.resync(&key(), 1, UNSYNCED, 0, &mut orders);
+        assert!(!lane.arrive(&key(), 2, Work::Update, UNSYNCED, 0, &mut orders), "before the first piece nobody waits");
+        lane.hold_copy(&key());
+        orders.clear();
+        assert!(!lane.arrive(&key(), 3, Work::Read, UNSYNCED, 0, &mut orders));
+        assert_eq!(orders, [Order::Lead { op: 3, follow: false }]);
+        orders.clear();
+        assert!(lane.arrive(&key(), 4, Work::Update, UNSYNCED, 0, &mut orders));
+        lane.arrive(&key(), 5, Work::Read, UNSYNCED, 0, &mut orders);
+        assert_eq!(orders, [], "nor may a read overtake a write that waits");
+        lane.dumped(&key(), Outcome::Done, 0, &mut orders);
+        lane.restored(&key(), Outcome::Done, 0, &mut orders);
+        let copied = [Order::Restore { key: key() }, Order::Reply { op: 1 }, Order::Lead { op: 4, follow: true }];
+        assert_eq!(orders, copied);
     }
 
     #[test]

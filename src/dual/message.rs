@@ -23,10 +23,12 @@ pub enum Message {
     },
     Resync {
         key: Bytes,
+        way: Way,
         done: Option<oneshot::Sender<Result<(), Refusal>>>,
     },
     Touch {
         key: Bytes,
+        way: Way,
         done: oneshot::Sender<Result<(), Refusal>>,
     },
     Hold {
@@ -71,6 +73,17 @@ pub enum Message {
     Stop,
 }
 
+/// How a key is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By DUMP and RESTORE.
+    Whole,
+    /// The same, unless the follower turns out to have it already.
+    IfDifferent,
+    /// By its type, piece by piece: a large one would hold up everybody on its node.
+    InPieces,
+}
+
 /// A request on its way to the lane of its key on another worker.
 pub struct RemoteOp {
     pub(super) request: Request,
@@ -102,14 +115,14 @@ impl Peers {
     /// Copies a key from leader to follower through its lane.
     pub async fn resync(&self, key: Bytes) -> Result<(), Refusal> {
         let (done, ended) = oneshot::channel();
-        self.send(self.lane_of(&key), Message::Resync { key, done: Some(done) });
+        self.send(self.lane_of(&key), Message::Resync { key, way: Way::Whole, done: Some(done) });
         ended.await.unwrap_or(Err(Refusal::UnknownOutcome))
     }
 
     /// Brings a key of a first-touch route over to the leader.
     pub async fn touch(&self, key: Bytes) -> Result<(), Refusal> {
         let (done, ended) = oneshot::channel();
-        self.send(self.lane_of(&key), Message::Touch { key, done });
+        self.send(self.lane_of(&key), Message::Touch { key, way: Way::Whole, done });
         ended.await.unwrap_or(Err(Refusal::UnknownOutcome))
     }
 }

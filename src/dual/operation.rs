@@ -333,6 +333,9 @@ impl Inner {
         let Some(mut entry) = self.ops.borrow_mut().try_remove(op) else { return };
         self.pause.lanes.leave(entry.ticket);
         let to = std::mem::replace(&mut entry.to, LaneReply::Nobody);
+        if matches!(to, LaneReply::Done(_)) {
+            self.ways.borrow_mut().remove(&entry.key);
+        }
         match to {
             LaneReply::Done(done) | LaneReply::Granted(Some(done), _) | LaneReply::Granted(None, Some(done)) => {
                 let _ = done.send(outcome);

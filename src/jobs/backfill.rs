@@ -1,23 +1,24 @@
 //! Bulk backfill: every key of the routes goes through its lane once, then what the follower has and the leader lacks goes
 //! too (an earlier stay, a lost deletion). After one whole walk without a failure the route is synced.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::dual::Message;
 use crate::dual::adopt::{Doubt, Mark};
+use crate::dual::{Message, Way};
 use crate::jobs::reader::Reader;
-use crate::jobs::scan::{self, Visit};
-use crate::jobs::{Context, Job, JobError};
+use crate::jobs::scan::{Visit, Walk};
+use crate::jobs::{Context, Job, JobError, Marks};
 use crate::resp::reply;
 use crate::routing::{Coverage, Phase, Route, RouteName, Side, Table};
 
-/// Copies in flight: enough to hide a round trip, few enough that even large values stay within some tens of MiB.
+/// Copies in flight, and about how many bytes: enough to hide a round trip.
 const IN_FLIGHT: usize = 64;
+const BYTES_IN_FLIGHT: u64 = 16 << 20;
 /// How often keys whose copy failed are tried again, a second apart.
 const ROUNDS: u32 = 30;
 
@@ -37,20 +38,23 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
     let first_touch = select(&context.table(), routes, is_first_touch);
     if !first_touch.is_empty() {
         let begin = marks(&context.table(), &first_touch);
-        pass(context, job, &first_touch, Side::Standalone, Step::Touch).await?;
+        Pass { context, job, routes: &first_touch, leader: Side::Cluster }.run(Step::Touch).await?;
         // The leader has every key now. Whether the follower has is what the next walk finds out.
         if !context.adopter.set_knowledge(&begin, Coverage::Both, Doubt::Stays).await?.is_empty() {
             return Err(JobError::Incomplete("a route was flipped meanwhile; start the job again".into()));
         }
     }
     let begin = marks(&context.table(), routes);
+    // What was walked before a restart belongs to the same proof: the place of a job counts while these stay.
+    *job.marks.lock() = begin.clone();
     for leader in [Side::Standalone, Side::Cluster] {
         let led = select(&context.table(), routes, |route| route.dual.is_some() && route.phase.leader() == leader);
         if led.is_empty() {
             continue;
         }
-        pass(context, job, &led, leader, Step::Copy).await?;
-        pass(context, job, &led, leader.other(), Step::Sweep).await?;
+        let pass = Pass { context, job, routes: &led, leader };
+        pass.run(Step::Copy).await?;
+        pass.run(Step::Sweep).await?;
     }
     settle(context, routes).await?;
     let doubtful = context.adopter.set_knowledge(&begin, Coverage::Both, Doubt::Ends).await?;
@@ -74,48 +78,67 @@ fn select(table: &Table, routes: &HashSet<RouteName>, of: impl Fn(&Route) -> boo
     found.map(|route| route.name.clone()).collect()
 }
 
-fn marks(table: &Table, routes: &HashSet<RouteName>) -> HashMap<RouteName, Mark> {
+pub(super) fn marks(table: &Table, routes: &HashSet<RouteName>) -> Marks {
     let known = table.routes().iter().filter(|route| routes.contains(&route.name));
     known.filter_map(|route| Some((route.name.clone(), Mark::of(route)?))).collect()
 }
 
-/// One walk over one side, then what failed again and again until nothing is left.
-async fn pass(
-    context: &Context,
-    job: &Job,
-    routes: &HashSet<RouteName>,
-    side: Side,
-    step: Step,
-) -> Result<(), JobError> {
-    let mut copier = Copier { context, job, step, reader: Reader::new(context), failed: Vec::new() };
-    if step != Step::Sweep {
-        context.copied.begin(routes);
+/// What is done with routes that one store leads.
+struct Pass<'p> {
+    context: &'p Context,
+    job: &'p Job,
+    routes: &'p HashSet<RouteName>,
+    leader: Side,
+}
+
+impl Pass<'_> {
+    /// One walk, then what failed again and again until nothing is left.
+    async fn run(&self, step: Step) -> Result<(), JobError> {
+        let Self { context, job, routes, leader } = *self;
+        // Touch reads what the cluster, which leads, may lack; a sweep reads what the leader may have deleted.
+        let side = if step == Step::Copy { leader } else { leader.other() };
+        let number = match (step, leader) {
+            (Step::Touch, _) => 0,
+            (Step::Copy, Side::Standalone) => 1,
+            (Step::Sweep, Side::Standalone) => 2,
+            (Step::Copy, Side::Cluster) => 3,
+            (Step::Sweep, Side::Cluster) => 4,
+        };
+        let mut copier = Copier { context, job, step, side, reader: Reader::new(context), failed: Vec::new() };
+        if step != Step::Sweep {
+            context.copied.begin(routes);
+        }
+        let _beat = job.pulse.begin(context, leader);
+        Walk { context, job, number, side, routes }.run(&mut copier).await?;
+        for round in 0..ROUNDS {
+            if copier.failed.is_empty() {
+                return Ok(());
+            }
+            job.go_on()?;
+            if round == 0 {
+                tracing::warn!(
+                    job = job.id,
+                    keys = copier.failed.len(),
+                    "copies failed; trying them again each second"
+                );
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let again = std::mem::take(&mut copier.failed);
+            copier.visit(again).await?;
+        }
+        Err(JobError::Incomplete(format!(
+            "{} keys could not be copied; see the log for the reason and start the job again",
+            copier.failed.len()
+        )))
     }
-    scan::walk(context, job, side, routes, &mut copier).await?;
-    for round in 0..ROUNDS {
-        if copier.failed.is_empty() {
-            return Ok(());
-        }
-        if job.is_cancelled() {
-            return Err(JobError::Cancelled);
-        }
-        if round == 0 {
-            tracing::warn!(job = job.id, keys = copier.failed.len(), "copies failed; trying them again each second");
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let again = std::mem::take(&mut copier.failed);
-        copier.visit(again).await?;
-    }
-    Err(JobError::Incomplete(format!(
-        "{} keys could not be copied; see the log for the reason and start the job again",
-        copier.failed.len()
-    )))
 }
 
 struct Copier<'c> {
     context: &'c Context,
     job: &'c Job,
     step: Step,
+    /// Which store is walked.
+    side: Side,
     reader: Reader<'c>,
     failed: Vec<Bytes>,
 }
@@ -129,13 +152,22 @@ impl Visit for Copier<'_> {
                 keys
             }
         };
-        for some in keys.chunks(IN_FLIGHT) {
-            let waits: Vec<_> = some.iter().map(|key| self.send(key.clone())).collect();
-            let mut copied = Vec::with_capacity(some.len());
-            for (key, wait) in some.iter().zip(waits) {
+        let sizes = self.sizes(&keys).await?;
+        let mut sized = keys.into_iter().zip(sizes).peekable();
+        while sized.peek().is_some() {
+            let (mut waits, mut bytes) = (Vec::new(), 0);
+            while waits.len() < IN_FLIGHT
+                && bytes < BYTES_IN_FLIGHT
+                && let Some((key, size)) = sized.next()
+            {
+                bytes += size;
+                waits.push((key.clone(), self.send(key, size)));
+            }
+            let mut copied = Vec::with_capacity(waits.len());
+            for (key, wait) in waits {
                 match wait.await {
-                    Ok(Ok(())) => copied.push(key.clone()),
-                    _ => self.failed.push(key.clone()),
+                    Ok(Ok(())) => copied.push(key),
+                    _ => self.failed.push(key),
                 }
             }
             self.job.copied.fetch_add(copied.len() as u64, Ordering::Relaxed);
@@ -143,21 +175,34 @@ impl Visit for Copier<'_> {
         }
         Ok(())
     }
+
+    fn is_settled(&self) -> bool {
+        self.failed.is_empty()
+    }
 }
 
 impl Copier<'_> {
-    fn send(&self, key: Bytes) -> oneshot::Receiver<Result<(), crate::resp::refusal::Refusal>> {
+    fn send(&self, key: Bytes, bytes: u64) -> oneshot::Receiver<Result<(), crate::resp::refusal::Refusal>> {
         let (done, wait) = oneshot::channel();
         let peers = &self.context.peers;
         let lane = peers.lane_of(&key);
+        let way = if self.context.copying.is_large(bytes) { Way::InPieces } else { Way::IfDifferent };
         peers.send(
             lane,
             match self.step {
-                Step::Touch => Message::Touch { key, done },
-                Step::Copy | Step::Sweep => Message::Resync { key, done: Some(done) },
+                Step::Touch => Message::Touch { key, way, done },
+                Step::Copy | Step::Sweep => Message::Resync { key, way, done: Some(done) },
             },
         );
         wait
+    }
+
+    /// How large the keys are, about: what is large must not be asked for as a whole.
+    async fn sizes(&mut self, keys: &[Bytes]) -> Result<Vec<u64>, JobError> {
+        let found = self.reader.ask(self.side, keys, &[b"MEMORY", b"USAGE", b"", b"SAMPLES", b"5"]).await?;
+        // 0 for what has gone meanwhile, and where the server does not tell: then the copy finds out.
+        let size = |reply: Option<Bytes>| reply.and_then(|reply| reply::integer(&reply)).unwrap_or(0).max(0) as u64;
+        Ok(found.into_iter().map(size).collect())
     }
 
     async fn missing_on_leader(&mut self, keys: Vec<Bytes>) -> Result<Vec<Bytes>, JobError> {

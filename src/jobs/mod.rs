@@ -2,9 +2,11 @@
 //! data only through the lanes, so that no copy can cross a write.
 
 mod backfill;
+pub mod checkpoint;
 pub mod inventory;
 mod reader;
 mod scan;
+mod throttle;
 mod verify;
 
 use std::collections::{HashMap, HashSet};
@@ -18,9 +20,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::dual::Peers;
-use crate::dual::adopt::Adopter;
-use crate::routing::{RouteName, Table};
+use crate::dual::adopt::{Adopter, Mark};
+use crate::dual::{Copying, Peers};
+use crate::jobs::checkpoint::{Checkpoint, Counts, JobFile, Place, Record, Standing};
+use crate::jobs::throttle::{Baselines, Pulse};
+use crate::metrics::{self, Totals};
+use crate::routing::{RouteName, Side, Table};
 use crate::store::SlotMap;
 use crate::store::link::Endpoint;
 
@@ -58,10 +63,12 @@ pub enum State {
     Done,
     Failed,
     Cancelled,
+    /// The proxy ends, and goes on with it at its next start.
+    Interrupted,
 }
 
 /// A key that differs, and how.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
     pub key: String,
     pub what: String,
@@ -88,7 +95,21 @@ pub struct Job {
     differences: Mutex<Vec<Difference>>,
     end: Mutex<Option<(State, String, Duration)>>,
     cancelled: AtomicBool,
+    /// The proxy is ending, and the job goes on at its next start.
+    interrupted: AtomicBool,
+    /// Where it stands; at the beginning, where it goes on.
+    place: Mutex<Place>,
+    /// What the place is relative to; `None` where a store could not be asked, or came up anew since.
+    stores: Mutex<Option<checkpoint::Stores>>,
+    /// What must be the same at the end for the place to count: see `backfill::marks`.
+    marks: Mutex<Marks>,
+    /// Scanned in an earlier run.
+    resumed_at: u64,
+    pulse: Arc<Pulse>,
 }
+
+/// Of each route, what must not change while a walk proves something of it.
+type Marks = HashMap<RouteName, Mark>;
 
 /// Where a job stands, without the lists that may be long.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -106,6 +127,13 @@ pub struct JobSummary {
     pub pending: u64,
     pub seconds: f64,
     pub keys_per_second: f64,
+    /// At the rate so far; none when it is over, or nothing was scanned yet.
+    pub seconds_left: Option<f64>,
+    /// Where an earlier run of the proxy had come to; 0: from the beginning.
+    pub resumed_at: u64,
+    /// How slowly the leader's nodes answer, and how much the job holds back for it, from 0 (not at all) to 5.
+    pub leader_p99_ms: Option<f64>,
+    pub restraint: u32,
     /// What was wrong, or what the end means.
     pub message: String,
 }
@@ -132,6 +160,9 @@ impl Job {
             self.end.lock().clone().unwrap_or_else(|| (State::Running, String::new(), self.began.elapsed()));
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (scanned, seconds) = (get(&self.scanned), took.as_secs_f64());
+        let keys_per_second = scanned.saturating_sub(self.resumed_at) as f64 / seconds.max(0.001);
+        let left = get(&self.keys_total).saturating_sub(scanned) as f64;
+        let is_running = state == State::Running;
         JobSummary {
             id: self.id,
             kind: self.kind,
@@ -145,7 +176,11 @@ impl Job {
             repaired: get(&self.repaired),
             pending: get(&self.pending),
             seconds,
-            keys_per_second: scanned as f64 / seconds.max(0.001),
+            keys_per_second,
+            seconds_left: (is_running && keys_per_second > 0.0).then(|| left / keys_per_second),
+            resumed_at: self.resumed_at,
+            leader_p99_ms: is_running.then(|| self.pulse.p99_ms()).flatten(),
+            restraint: self.pulse.level(),
             message,
         }
     }
@@ -159,15 +194,21 @@ impl Job {
         }
     }
 
-    /// Keeps to the rate, and lets a store that answers slowly breathe as long as it took.
-    async fn throttle(&self, answered_in: Duration) {
-        let mut pause = if answered_in > SLOW { answered_in } else { Duration::ZERO };
+    /// Keeps to the rates, and gives the leader time. `took`: the page that was just done.
+    async fn throttle(&self, context: &Context, took: Duration) {
+        let mut pause = self.pulse.pause(took);
+        let (began, due) =
+            (self.began, |done: u64, a_second: u64| Duration::from_secs_f64(done as f64 / a_second as f64));
         if self.options.rate > 0 {
-            let due = Duration::from_secs_f64(self.scanned.load(Ordering::Relaxed) as f64 / self.options.rate as f64);
-            pause = pause.max(due.saturating_sub(self.began.elapsed()));
+            let scanned = self.scanned.load(Ordering::Relaxed) - self.resumed_at;
+            pause = pause.max(due(scanned, self.options.rate).saturating_sub(began.elapsed()));
         }
-        if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
+        pause = pause.max(context.bytes_pause());
+        // In small steps, so that a job that is cancelled ends soon.
+        while !pause.is_zero() && !self.is_cancelled() && !self.is_interrupted() {
+            let step = pause.min(Duration::from_millis(100));
+            tokio::time::sleep(step).await;
+            pause -= step;
         }
     }
 
@@ -189,16 +230,82 @@ impl Job {
     fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Why to end now, if there is a reason.
+    fn go_on(&self) -> Result<(), JobError> {
+        match (self.is_cancelled(), self.is_interrupted()) {
+            (true, _) => Err(JobError::Cancelled),
+            (_, true) => Err(JobError::Interrupted),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins the walk of that number; `None`: an earlier run has done it already.
+    fn begin_walk(&self, number: u32) -> Option<Place> {
+        let mut place = self.place.lock();
+        if place.walk > number {
+            return None;
+        }
+        if place.walk < number {
+            *place = Place { walk: number, ..Place::default() };
+        }
+        Some(place.clone())
+    }
+
+    fn record(&self, at: Option<Checkpoint>) -> Record {
+        let (rate, repair) = (self.options.rate, self.options.repair);
+        Record { kind: self.kind, routes: self.routes.clone(), rate, repair, at }
+    }
+
+    /// Where it stands, if that may be relied on at the next start.
+    fn checkpoint(&self, table: &Table) -> Option<Checkpoint> {
+        let names: HashSet<RouteName> = self.routes.iter().cloned().collect();
+        let is_sound = backfill::marks(table, &names) == *self.marks.lock();
+        let has_diverged =
+            |name| table.find(name).and_then(|route| route.dual.clone()).is_none_or(|dual| dual.divergence() > 0);
+        if !is_sound || self.routes.iter().any(has_diverged) {
+            return None;
+        }
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Some(Checkpoint {
+            place: self.place.lock().clone(),
+            stores: self.stores.lock().clone()?,
+            standing: standing(table, &self.routes)?,
+            counts: Counts {
+                scanned: get(&self.scanned),
+                matched: get(&self.matched),
+                copied: get(&self.copied),
+                differing: get(&self.differing),
+                repaired: get(&self.repaired),
+                pending: get(&self.pending),
+            },
+            differences: self.differences.lock().clone(),
+        })
+    }
 }
 
-/// A page of SCAN takes well under a millisecond on a server that is not busy.
-const SLOW: Duration = Duration::from_millis(20);
+/// What is known of routes; `None` if one of them has no follower.
+fn standing(table: &Table, routes: &[RouteName]) -> Option<Vec<Standing>> {
+    let of = |name: &RouteName| {
+        let route = table.find(name)?;
+        let dual = route.dual.as_ref()?;
+        let (coverage, in_doubt) = (dual.coverage(), dual.is_in_doubt());
+        Some(Standing { route: name.clone(), phase: route.phase, coverage, in_doubt })
+    };
+    routes.iter().map(of).collect()
+}
 
 /// Why a job ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     #[error("cancelled")]
     Cancelled,
+    #[error("the proxy ends; the job goes on at its next start")]
+    Interrupted,
     #[error("{node} cannot be read: {reason}; start the job again when it answers")]
     Store { node: String, reason: String },
     #[error("{0}")]
@@ -216,6 +323,12 @@ pub struct Context {
     pub slot_map: Arc<ArcSwap<SlotMap>>,
     pub refresh: Arc<Notify>,
     pub copied: Copied,
+    pub copying: Arc<Copying>,
+    pub totals: Arc<Totals>,
+    pub baselines: Baselines,
+    /// When the bytes of copies were counted from, and how many there were: started anew with the first of the running jobs.
+    pub bytes_from: Mutex<(Instant, u64)>,
+    pub file: JobFile,
 }
 
 /// Keys of each route that its last backfill has copied. The lock guards the map, for a page of keys at a time.
@@ -247,6 +360,37 @@ impl Context {
     fn table(&self) -> Arc<Table> {
         self.adopter.table()
     }
+
+    /// How long to wait until the bytes that were copied are within their rate.
+    fn bytes_pause(&self) -> Duration {
+        let a_second = self.copying.bytes_per_second();
+        if a_second == 0 {
+            return Duration::ZERO;
+        }
+        let (since, before) = *self.bytes_from.lock();
+        let copied = self.copying.copies().bytes - before;
+        Duration::from_secs_f64(copied as f64 / a_second as f64).saturating_sub(since.elapsed())
+    }
+}
+
+/// Notes what is usual, while no job runs.
+async fn watch_latency(jobs: std::sync::Weak<Jobs>) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let Some(jobs) = jobs.upgrade() else { return };
+        if jobs.list.lock().iter().any(|job| job.end.lock().is_none()) {
+            continue;
+        }
+        let totals = &jobs.context.totals;
+        for (side, micros) in
+            [(Side::Standalone, &totals.standalone_latency_us), (Side::Cluster, &totals.cluster_latency_us)]
+        {
+            // 0: it did not answer.
+            if let Some(micros) = u32::try_from(metrics::get(micros)).ok().filter(|micros| *micros > 0) {
+                jobs.context.baselines.of(side).note(micros);
+            }
+        }
+    }
 }
 
 /// All jobs of this run.
@@ -258,7 +402,89 @@ pub struct Jobs {
 impl Jobs {
     /// None yet.
     pub fn new(context: Context) -> Arc<Self> {
-        Arc::new(Self { context: Arc::new(context), list: Mutex::new(Vec::new()) })
+        let jobs = Arc::new(Self { context: Arc::new(context), list: Mutex::new(Vec::new()) });
+        tokio::spawn(watch_latency(Arc::downgrade(&jobs)));
+        jobs
+    }
+
+    /// Ends the running jobs at the next page, for the next start to go on with them.
+    pub async fn interrupt(&self) {
+        let running: Vec<Arc<Job>> = self.list().into_iter().filter(|job| job.end.lock().is_none()).collect();
+        running.iter().for_each(|job| job.interrupted.store(true, Ordering::Relaxed));
+        let all = async {
+            for job in &running {
+                job.ended().await;
+            }
+        };
+        if !running.is_empty() && tokio::time::timeout(INTERRUPT, all).await.is_err() {
+            tracing::warn!("a job did not come to the end of a page in time; it begins anew at the next start");
+        }
+    }
+
+    /// Notes for the next start how far the jobs are that were interrupted. `is_clean`: every effect has reached its follower.
+    pub fn keep(&self, is_clean: bool) {
+        let table = self.context.table();
+        let interrupted = |job: &Arc<Job>| matches!(&*job.end.lock(), Some((State::Interrupted, ..)) | None);
+        let record = |job: Arc<Job>| {
+            let has_stopped = job.end.lock().is_some();
+            job.record((is_clean && has_stopped).then(|| job.checkpoint(&table)).flatten())
+        };
+        self.write(self.list().into_iter().filter(interrupted).map(record).collect());
+    }
+
+    fn write(&self, records: Vec<Record>) {
+        if let Err(error) = self.context.file.write(records) {
+            tracing::error!(%error, "write jobs.json: a job that a restart cuts off is not begun again by itself");
+        }
+    }
+
+    /// Notes which jobs run.
+    fn note(&self) {
+        let running = self.list().into_iter().filter(|job| job.end.lock().is_none());
+        self.write(running.map(|job| job.record(None)).collect());
+    }
+
+    /// What ran when the proxy ended. Read before any job begins, which writes the file anew.
+    pub fn cut_off(&self) -> Vec<Record> {
+        self.context.file.read()
+    }
+
+    /// Goes on with what ran when the proxy ended. `is_clean`: it had a clean end.
+    pub async fn go_on(self: Arc<Self>, records: Vec<Record>, is_clean: bool) {
+        let mut all = Vec::new();
+        for record in records {
+            all.push(self.clone().go_on_with(record, is_clean));
+        }
+        for going in all.into_iter().map(tokio::spawn).collect::<Vec<_>>() {
+            // A task that panicked has said so.
+            let _ = going.await;
+        }
+    }
+
+    async fn go_on_with(self: Arc<Self>, record: Record, is_clean: bool) {
+        let table = self.context.table();
+        let is_dual = |name: &RouteName| table.find(name).is_some_and(|route| route.dual.is_some());
+        let routes: Vec<RouteName> = record.routes.iter().filter(|name| is_dual(name)).cloned().collect();
+        if routes.is_empty() {
+            return;
+        }
+        let kept = record.at.clone().filter(|_| is_clean);
+        let kept = kept.filter(|at| standing(&table, &record.routes).as_ref() == Some(&at.standing));
+        let kept = match kept {
+            Some(at) => (scan::stores(&self.context).await.as_ref() == Some(&at.stores)).then_some(at),
+            None => None,
+        };
+        let how = if kept.is_some() { "from where it was" } else { "from the beginning" };
+        tracing::info!(kind = ?record.kind, routes = routes.len(), how, "going on with a job that ran when the proxy ended");
+        let options = Options { rate: record.rate, repair: record.repair };
+        match record.kind {
+            Kind::Backfill => self.sync_from(routes, options, kept).await,
+            Kind::Verify => {
+                if let Err(reason) = self.start_from(record.kind, routes, options, kept) {
+                    tracing::warn!(reason, "a verification that a restart cut off could not begin again");
+                }
+            }
+        }
     }
 
     /// All of them, the newest last.
@@ -283,7 +509,11 @@ impl Jobs {
 
     /// Has the routes synced, however often the stores are in the way: what the program begins by itself must not end
     /// because a store was down. Returns when all are synced or have left their dual phase, or somebody cancelled the job.
-    pub async fn sync(&self, mut routes: Vec<RouteName>, options: Options) {
+    pub async fn sync(self: Arc<Self>, routes: Vec<RouteName>, options: Options) {
+        self.sync_from(routes, options, None).await;
+    }
+
+    async fn sync_from(self: Arc<Self>, mut routes: Vec<RouteName>, options: Options, mut at: Option<Checkpoint>) {
         let mut pause = Duration::from_secs(1);
         loop {
             let table = self.context.table();
@@ -294,14 +524,14 @@ impl Jobs {
             if routes.is_empty() {
                 return;
             }
-            let job = match self.start(Kind::Backfill, routes.clone(), options) {
+            let job = match self.start_from(Kind::Backfill, routes.clone(), options, at.take()) {
                 Ok(job) => job,
                 Err(reason) => {
                     return tracing::error!(reason, "a backfill could not begin; start it with `cutover backfill`");
                 }
             };
             let state = job.ended().await;
-            if state == State::Cancelled {
+            if matches!(state, State::Cancelled | State::Interrupted) {
                 return;
             }
             if state == State::Failed {
@@ -314,7 +544,17 @@ impl Jobs {
 
     /// Begins a job for routes of the adopted table, or says why it makes no sense. A job of the same kind that already
     /// runs for the same routes is joined.
-    pub fn start(&self, kind: Kind, routes: Vec<RouteName>, options: Options) -> Result<Arc<Job>, String> {
+    pub fn start(self: &Arc<Self>, kind: Kind, routes: Vec<RouteName>, options: Options) -> Result<Arc<Job>, String> {
+        self.start_from(kind, routes, options, None)
+    }
+
+    fn start_from(
+        self: &Arc<Self>,
+        kind: Kind,
+        routes: Vec<RouteName>,
+        options: Options,
+        at: Option<Checkpoint>,
+    ) -> Result<Arc<Job>, String> {
         let table = self.context.table();
         for name in &routes {
             let Some(route) = table.find(name) else {
@@ -338,22 +578,36 @@ impl Jobs {
         if let Some(job) = list.iter().find(runs) {
             return Ok(job.clone());
         }
+        let is_first = list.iter().all(|job| job.end.lock().is_some());
+        if is_first {
+            *self.context.bytes_from.lock() = (Instant::now(), self.context.copying.copies().bytes);
+        }
+        let (place, counts, differences) = match at {
+            Some(at) => (at.place, at.counts, at.differences),
+            None => (Place::default(), Counts::default(), Vec::new()),
+        };
         let job = Arc::new(Job {
             id: list.last().map_or(1, |job| job.id + 1),
             kind,
             routes,
             options,
             began: Instant::now(),
-            scanned: AtomicU64::new(0),
-            matched: AtomicU64::new(0),
-            copied: AtomicU64::new(0),
-            differing: AtomicU64::new(0),
-            repaired: AtomicU64::new(0),
-            pending: AtomicU64::new(0),
+            scanned: AtomicU64::new(counts.scanned),
+            matched: AtomicU64::new(counts.matched),
+            copied: AtomicU64::new(counts.copied),
+            differing: AtomicU64::new(counts.differing),
+            repaired: AtomicU64::new(counts.repaired),
+            pending: AtomicU64::new(counts.pending),
             keys_total: AtomicU64::new(0),
-            differences: Mutex::new(Vec::new()),
+            differences: Mutex::new(differences),
             end: Mutex::new(None),
             cancelled: AtomicBool::new(false),
+            interrupted: AtomicBool::new(false),
+            place: Mutex::new(place),
+            stores: Mutex::new(None),
+            marks: Mutex::new(Marks::new()),
+            resumed_at: counts.scanned,
+            pulse: Arc::default(),
         });
         if list.len() >= JOBS_MAX
             && let Some(ended) = list.iter().position(|job| !job.is_running())
@@ -361,21 +615,37 @@ impl Jobs {
             list.remove(ended);
         }
         list.push(job.clone());
-        tokio::spawn(run(self.context.clone(), job.clone()));
+        drop(list);
+        self.note();
+        let (jobs, running) = (self.clone(), job.clone());
+        tokio::spawn(async move {
+            run(&jobs.context, &running).await;
+            // One that is interrupted stays in the file.
+            if !running.is_interrupted() {
+                jobs.note();
+            }
+        });
         Ok(job)
     }
 }
 
-async fn run(context: Arc<Context>, job: Arc<Job>) {
+/// How long jobs get to come to the end of a page when the proxy ends.
+const INTERRUPT: Duration = Duration::from_secs(2);
+
+async fn run(context: &Context, job: &Job) {
     let wanted: HashSet<RouteName> = job.routes.iter().cloned().collect();
     tracing::info!(job = job.id, kind = ?job.kind, routes = ?job.view().routes, "job begins");
+    *job.marks.lock() = backfill::marks(&context.table(), &wanted);
+    *job.stores.lock() = scan::stores(context).await;
+    scan::measure(context, job).await;
     let outcome = match job.kind {
-        Kind::Backfill => backfill::run(&context, &job, &wanted).await,
-        Kind::Verify => verify::run(&context, &job, &wanted).await,
+        Kind::Backfill => backfill::run(context, job, &wanted).await,
+        Kind::Verify => verify::run(context, job, &wanted).await,
     };
     let (state, message) = match outcome {
         Ok(message) => (State::Done, message),
         Err(JobError::Cancelled) => (State::Cancelled, "cancelled; what was copied stays copied".into()),
+        Err(JobError::Interrupted) => (State::Interrupted, JobError::Interrupted.to_string()),
         Err(error) => (State::Failed, error.to_string()),
     };
     *job.end.lock() = Some((state, message, job.began.elapsed()));

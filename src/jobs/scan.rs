@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::jobs::checkpoint::{Place, Stores};
 use crate::jobs::{Context, Job, JobError};
 use crate::resp::reply::{self, Protocol};
 use crate::resp::write;
-use crate::routing::{RouteName, Side};
+use crate::routing::{RouteName, Side, is_reserved};
+use crate::slot::SLOTS;
 use crate::store::PrivateLink;
 use crate::store::link::Endpoint;
 
@@ -27,34 +29,166 @@ const LAYOUT_PATIENCE: Duration = Duration::from_secs(5);
 pub trait Visit {
     /// Called for each page that has keys of the routes.
     fn visit(&mut self, keys: Vec<Bytes>) -> impl Future<Output = Result<(), JobError>>;
+
+    /// Whether nothing of the pages up to now is left to do; a place behind what is not done is no place to go on from.
+    fn is_settled(&self) -> bool {
+        true
+    }
 }
 
-/// Walks all nodes of one side. The layout of the cluster must be the same at the end, else the walk begins again.
-pub async fn walk(
-    context: &Context,
-    job: &Job,
-    side: Side,
-    routes: &HashSet<RouteName>,
-    visit: &mut impl Visit,
-) -> Result<(), JobError> {
-    if side == Side::Standalone {
-        return walk_node(context, job, (side, &context.standalone), routes, visit).await;
+/// One walk of a job.
+pub struct Walk<'w> {
+    pub context: &'w Context,
+    pub job: &'w Job,
+    /// Its number in the job.
+    pub number: u32,
+    pub side: Side,
+    pub routes: &'w HashSet<RouteName>,
+}
+
+/// The server processes of both stores, and the layout. `None`: one of them cannot be asked.
+pub(super) async fn stores(context: &Context) -> Option<Stores> {
+    wait_for_layout(context).await;
+    let map = context.slot_map.load_full();
+    let mut stores = Stores::default();
+    let nodes = map.primaries().iter().map(|address| node(context, address));
+    for endpoint in std::iter::once(context.standalone.clone()).chain(nodes) {
+        let ask = async {
+            let mut link = PrivateLink::connect(&endpoint, Protocol::Resp2).await.ok()?;
+            link.call(b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n").await.ok()
+        };
+        let frame = tokio::time::timeout(endpoint.timeouts.reply, ask).await.ok()??;
+        let text = String::from_utf8_lossy(reply::bulk(&frame)?).into_owned();
+        let id = text.lines().find_map(|line| line.strip_prefix("run_id:"))?.trim().to_string();
+        stores.processes.insert(endpoint.address.to_string(), id);
     }
-    for _ in 0..TRIES {
-        wait_for_layout(context).await;
-        let before = context.slot_map.load_full();
-        if before.is_empty() {
-            return Err(JobError::Store { node: "the cluster".into(), reason: "its layout is not known".into() });
-        }
-        for address in before.primaries() {
-            walk_node(context, job, (side, &node(context, address)), routes, visit).await?;
-        }
-        if before == context.slot_map.load_full() {
-            return Ok(());
-        }
-        tracing::info!(job = job.id, "the cluster's layout changed during the walk; walking it again");
+    let owners =
+        (0..SLOTS).flat_map(|slot| map.owner(slot).map_or(&b"-"[..], |owner| owner.as_bytes()).iter().copied());
+    stores.layout = crc32fast::hash(&owners.collect::<Vec<u8>>());
+    Some(stores)
+}
+
+/// Notes how many keys the job's walks will go by: what DBSIZE says of both stores, for it walks both.
+pub(super) async fn measure(context: &Context, job: &Job) {
+    let nodes = context.slot_map.load_full();
+    let nodes = nodes.primaries().iter().map(|address| node(context, address));
+    let mut total = 0;
+    for endpoint in std::iter::once(context.standalone.clone()).chain(nodes) {
+        let ask = async {
+            let mut link = PrivateLink::connect(&endpoint, Protocol::Resp2).await.ok()?;
+            reply::integer(&link.call(b"*1\r\n$6\r\nDBSIZE\r\n").await.ok()?)
+        };
+        // A store that does not answer is met again by the walk, which says so.
+        let keys = tokio::time::timeout(endpoint.timeouts.reply, ask).await.ok().flatten();
+        total += keys.unwrap_or(0).max(0) as u64;
     }
-    Err(JobError::Incomplete("the cluster's layout keeps changing; start the job again when it is stable".into()))
+    job.keys_total.store(total, Ordering::Relaxed);
+}
+
+impl Walk<'_> {
+    /// Walks all nodes of the side. The layout of the cluster must be the same at the end, else the walk begins again.
+    pub async fn run(&self, visit: &mut impl Visit) -> Result<(), JobError> {
+        let (context, job, side) = (self.context, self.job, self.side);
+        let Some(mut from) = job.begin_walk(self.number) else { return Ok(()) };
+        for _ in 0..TRIES {
+            if side == Side::Cluster {
+                wait_for_layout(context).await;
+            }
+            let before = context.slot_map.load_full();
+            if side == Side::Cluster && before.is_empty() {
+                return Err(JobError::Store { node: "the cluster".into(), reason: "its layout is not known".into() });
+            }
+            let nodes: Vec<Endpoint> = match side {
+                Side::Standalone => vec![context.standalone.clone()],
+                Side::Cluster => before.primaries().iter().map(|address| node(context, address)).collect(),
+            };
+            for endpoint in nodes {
+                if from.nodes_done.iter().any(|done| **done == *endpoint.address) {
+                    continue;
+                }
+                let cursor = from.node.take().filter(|(address, _)| **address == *endpoint.address);
+                self.node(&endpoint, cursor.map(|(_, cursor)| cursor), visit).await?;
+                if visit.is_settled() {
+                    let mut place = job.place.lock();
+                    place.nodes_done.push(endpoint.address.to_string());
+                    place.node = None;
+                }
+            }
+            if side == Side::Standalone || before == context.slot_map.load_full() {
+                return Ok(());
+            }
+            tracing::info!(job = job.id, "the cluster's layout changed during the walk; walking it again");
+            from = Place { walk: self.number, ..Place::default() };
+            *job.place.lock() = from.clone();
+            // What it was relative to is gone.
+            *job.stores.lock() = None;
+        }
+        Err(JobError::Incomplete("the cluster's layout keeps changing; start the job again when it is stable".into()))
+    }
+
+    async fn node(
+        &self,
+        endpoint: &Endpoint,
+        mut from: Option<String>,
+        visit: &mut impl Visit,
+    ) -> Result<(), JobError> {
+        let mut reason = String::new();
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
+            }
+            match self.try_node(endpoint, from.take(), visit).await {
+                Err(JobError::Store { reason: lost, .. }) => reason = lost,
+                ended => return ended,
+            }
+        }
+        Err(JobError::Store { node: endpoint.address.to_string(), reason })
+    }
+
+    async fn try_node(
+        &self,
+        endpoint: &Endpoint,
+        from: Option<String>,
+        visit: &mut impl Visit,
+    ) -> Result<(), JobError> {
+        let (context, job, side) = (self.context, self.job, self.side);
+        let lost = |reason: String| JobError::Store { node: endpoint.address.to_string(), reason };
+        let opened = PrivateLink::connect(endpoint, Protocol::Resp2).await;
+        let mut link = opened.map_err(|error| lost(error.to_string()))?;
+        let mut cursor = from.map_or(Bytes::from_static(b"0"), Bytes::from);
+        loop {
+            job.go_on()?;
+            let mut ask = BytesMut::new();
+            write::command(&mut ask, &[b"SCAN", &cursor, b"COUNT", PAGE]);
+            let asked = Instant::now();
+            let call = tokio::time::timeout(endpoint.timeouts.reply, link.call(&ask)).await;
+            let page = call.map_err(|_| lost("no reply in time".into()))?.map_err(|error| lost(error.to_string()))?;
+            let (next, keys) =
+                parse(&page).ok_or_else(|| lost(String::from_utf8_lossy(&page[..page.len().min(80)]).into_owned()))?;
+            let found = keys.len() as u64;
+            let table = context.table();
+            // On the cluster, what has a name that no key of this table has is somebody else's.
+            let own = |key: Bytes| match side {
+                Side::Cluster => Some(key.slice_ref(table.own_name(&key)?)),
+                Side::Standalone => Some(key),
+            };
+            let own = keys.into_iter().filter(|name| !is_reserved(name)).filter_map(own);
+            let mine: Vec<Bytes> = own.filter(|key| self.routes.contains(&table.route_of(key).0.name)).collect();
+            if !mine.is_empty() {
+                visit.visit(mine).await?;
+            }
+            job.scanned.fetch_add(found, Ordering::Relaxed);
+            if &*next == b"0" {
+                return Ok(());
+            }
+            if visit.is_settled() {
+                let at = String::from_utf8_lossy(&next).into_owned();
+                job.place.lock().node = Some((endpoint.address.to_string(), at));
+            }
+            cursor = next;
+            job.throttle(context, asked.elapsed()).await;
+        }
+    }
 }
 
 /// A job that begins with the program comes before the cluster's layout.
@@ -69,69 +203,6 @@ async fn wait_for_layout(context: &Context) {
 pub fn node(context: &Context, address: &Arc<str>) -> Endpoint {
     let pattern = context.seeds.first().unwrap_or(&context.standalone);
     Endpoint { address: address.clone(), db: 0, ..pattern.clone() }
-}
-
-async fn walk_node(
-    context: &Context,
-    job: &Job,
-    (side, endpoint): (Side, &Endpoint),
-    routes: &HashSet<RouteName>,
-    visit: &mut impl Visit,
-) -> Result<(), JobError> {
-    let mut reason = String::new();
-    for attempt in 0..TRIES {
-        if attempt > 0 {
-            tokio::time::sleep(Duration::from_millis(200 << attempt)).await;
-        }
-        match try_node(context, job, (side, endpoint), routes, visit).await {
-            Err(JobError::Store { reason: lost, .. }) => reason = lost,
-            ended => return ended,
-        }
-    }
-    Err(JobError::Store { node: endpoint.address.to_string(), reason })
-}
-
-async fn try_node(
-    context: &Context,
-    job: &Job,
-    (side, endpoint): (Side, &Endpoint),
-    routes: &HashSet<RouteName>,
-    visit: &mut impl Visit,
-) -> Result<(), JobError> {
-    let lost = |reason: String| JobError::Store { node: endpoint.address.to_string(), reason };
-    let opened = PrivateLink::connect(endpoint, Protocol::Resp2).await;
-    let mut link = opened.map_err(|error| lost(error.to_string()))?;
-    let size = link.call(b"*1\r\n$6\r\nDBSIZE\r\n").await.map_err(|error| lost(error.to_string()))?;
-    job.keys_total.fetch_add(reply::integer(&size).unwrap_or(0).max(0) as u64, Ordering::Relaxed);
-    let mut cursor = Bytes::from_static(b"0");
-    loop {
-        if job.is_cancelled() {
-            return Err(JobError::Cancelled);
-        }
-        let mut ask = BytesMut::new();
-        write::command(&mut ask, &[b"SCAN", &cursor, b"COUNT", PAGE]);
-        let asked = Instant::now();
-        let call = tokio::time::timeout(endpoint.timeouts.reply, link.call(&ask)).await;
-        let page = call.map_err(|_| lost("no reply in time".into()))?.map_err(|error| lost(error.to_string()))?;
-        let answered_in = asked.elapsed();
-        let (next, keys) =
-            parse(&page).ok_or_else(|| lost(String::from_utf8_lossy(&page[..page.len().min(80)]).into_owned()))?;
-        job.scanned.fetch_add(keys.len() as u64, Ordering::Relaxed);
-        let table = context.table();
-        // On the cluster, what has a name that no key of this table has is somebody else's.
-        let own =
-            |key: Bytes| if side == Side::Cluster { Some(key.slice_ref(table.own_name(&key)?)) } else { Some(key) };
-        let own = keys.into_iter().filter_map(own);
-        let mine: Vec<Bytes> = own.filter(|key| routes.contains(&table.route_of(key).0.name)).collect();
-        if !mine.is_empty() {
-            visit.visit(mine).await?;
-        }
-        if &*next == b"0" {
-            return Ok(());
-        }
-        cursor = next;
-        job.throttle(answered_in).await;
-    }
 }
 
 pub(super) fn parse(page: &Bytes) -> Option<(Bytes, Vec<Bytes>)> {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::dual::Message;
 use crate::dual::lane::Outcome;
 use crate::jobs::reader::Reader;
-use crate::jobs::scan::{self, Visit};
+use crate::jobs::scan::{Visit, Walk};
 use crate::jobs::{Context, Job, JobError};
 use crate::resp::reply;
 use crate::routing::{Coverage, Phase, RouteName, Side, Table};
@@ -29,9 +29,12 @@ const LOOKS: [Duration; 5] = [
 
 /// Runs the job.
 pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> Result<String, JobError> {
-    for side in [Side::Standalone, Side::Cluster] {
+    let leads =
+        context.table().routes().iter().find(|route| routes.contains(&route.name)).map(|route| route.phase.leader());
+    let _beat = job.pulse.begin(context, leads.unwrap_or(Side::Standalone));
+    for (number, side) in [Side::Standalone, Side::Cluster].into_iter().enumerate() {
         let mut comparer = Comparer { context, job, side, reader: Reader::new(context) };
-        scan::walk(context, job, side, routes, &mut comparer).await?;
+        Walk { context, job, number: number as u32, side, routes }.run(&mut comparer).await?;
     }
     let (differing, repaired) = (job.differing.load(Ordering::Relaxed), job.repaired.load(Ordering::Relaxed));
     let pending = match job.pending.load(Ordering::Relaxed) {
@@ -193,6 +196,10 @@ impl Comparer<'_> {
         let mut value = vec![kind.clone()];
         for question in questions {
             let Some(answer) = self.reader.ask(side, one, question).await?.remove(0) else { return Ok(None) };
+            if question[0] == b"ZRANGE" {
+                value.extend(scored(&answer));
+                continue;
+            }
             if width == 0 || !answer.starts_with(b"*") {
                 value.push(answer);
                 continue;
@@ -205,6 +212,20 @@ impl Comparer<'_> {
         }
         Ok(Some(value))
     }
+}
+
+/// Members and scores. Servers of different versions write the same number in different ways (0.1, 0.10000000000000001).
+fn scored(answer: &Bytes) -> Vec<Bytes> {
+    let cells = reply::elements(answer).unwrap_or_default();
+    let cell = |(index, cell): (usize, std::ops::Range<usize>)| {
+        let frame = answer.slice(cell);
+        let score = || std::str::from_utf8(reply::bulk(&frame)?).ok()?.parse::<f64>().ok();
+        match (index % 2 == 1).then(score).flatten() {
+            Some(score) => Bytes::copy_from_slice(&score.to_be_bytes()),
+            None => frame,
+        }
+    };
+    cells.into_iter().enumerate().map(cell).collect()
 }
 
 /// Whether a key that only the standalone has is merely not yet brought over.

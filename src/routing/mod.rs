@@ -6,12 +6,14 @@ mod pattern;
 mod phase;
 mod piece;
 mod plan;
+mod reserved;
 mod scope;
 mod table;
 
 pub use pattern::{Pattern, PatternError, Patterns};
 pub use phase::{Coverage, Phase, Side};
 pub use plan::Plan;
+pub use reserved::{RESERVED_COPIES, is_reserved};
 pub use scope::Scope;
 pub use table::{Ack, ClusterKeys, DualState, Route, RouteName, RoutingSpec, Table};
 

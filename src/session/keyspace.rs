@@ -11,7 +11,7 @@ use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::resp::request::Request;
 use crate::resp::write;
-use crate::routing::{Side, Table};
+use crate::routing::{Side, Table, is_reserved};
 use crate::session::session::Session;
 
 /// How often RANDOMKEY asks a source before it walks.
@@ -199,7 +199,9 @@ impl Session {
         if side == Side::Cluster {
             keys = keys.iter().filter_map(|key| Some(key.slice_ref(view.table.own_name(key)?))).collect();
         }
-        keys.retain(|key| view.table.complete_side(view.table.route_of(key).0, view.knowledge) == side);
+        keys.retain(|key| {
+            !is_reserved(key) && view.table.complete_side(view.table.route_of(key).0, view.knowledge) == side
+        });
         Ok(Ok((next, keys)))
     }
 
@@ -216,7 +218,9 @@ impl Session {
                 Some(address) => (Target::Node(address.clone()), Side::Cluster),
             };
             let frame = engine.call(&target, &ask, self.protocol).await.map_err(|error| refusal_of(&error))?;
-            let is_told = |key: &&[u8]| table.complete_side(table.route_of(key).0, table.knowledge()) == side;
+            let is_told = |key: &&[u8]| {
+                !is_reserved(key) && table.complete_side(table.route_of(key).0, table.knowledge()) == side
+            };
             let own = |name| if side == Side::Cluster { table.own_name(name) } else { Some(name) };
             let key = reply::bulk(&frame).filter(|_| !reply::is_null(&frame)).and_then(own).filter(is_told);
             if let Some(key) = key {
@@ -242,7 +246,8 @@ impl Session {
             let frame = engine.call(&target, &ask, self.protocol).await.map_err(|error| refusal_of(&error))?;
             let (next, keys) = parse_page(&frame).ok_or_else(unknown_form)?;
             let table = engine.table();
-            all.extend(keys.iter().filter_map(|key| Some(key.slice_ref(table.own_name(key)?))));
+            let own = keys.iter().filter_map(|key| Some(key.slice_ref(table.own_name(key)?)));
+            all.extend(own.filter(|key| !is_reserved(key)));
             cursor = next;
             if cursor == 0 {
                 return Ok(all);

@@ -16,7 +16,7 @@ use tokio::task::LocalSet;
 
 use crate::audit::Audit;
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Audience, Engine, EngineParts, Load, Message, Peers, Subscribing};
+use crate::dual::{Audience, Copying, Engine, EngineParts, Load, Message, Peers, Subscribing};
 use crate::metrics::Totals;
 use crate::routing::{Side, Table};
 use crate::session::bounds::Bounds;
@@ -51,6 +51,7 @@ pub struct WorkerParts {
     /// How many workers may still have sessions.
     pub serving: Arc<AtomicUsize>,
     pub journal: Arc<crate::dual::journal::Journal>,
+    pub copying: Arc<Copying>,
     pub totals: Arc<Totals>,
     pub traffic: Arc<TrafficBook>,
     pub clients: Arc<Clients>,
@@ -90,6 +91,7 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         db: parts.db,
         peers: parts.peers,
         journal: parts.journal,
+        copying: parts.copying,
         traffic: parts.traffic,
         subscribing: parts.subscribing,
         audience: parts.audience,

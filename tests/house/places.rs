@@ -63,6 +63,7 @@ pub const PLACES: &[(&[&str], &[&str], &str)] = &[
             "src/change/",
             "src/dual/journal.rs",
             "src/dual/state.rs",
+            "src/jobs/checkpoint.rs",
             "src/serve.rs",
             "src/serve/",
             "src/cli/",

@@ -8,6 +8,7 @@ mod bad_input;
 mod channels;
 mod commands;
 mod connection;
+mod copying;
 mod crowd;
 mod differential;
 mod disk;

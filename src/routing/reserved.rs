@@ -1,0 +1,9 @@
+//! Keys of the proxy itself. They are shown to no client, copied to no other store and compared with nothing.
+
+/// Before the name of a key in the making, which is copied piece by piece.
+pub const RESERVED_COPIES: &[u8] = b"cutover:copy:";
+
+/// Whether a name on either store is one of the proxy's own keys.
+pub fn is_reserved(name: &[u8]) -> bool {
+    name.starts_with(RESERVED_COPIES)
+}
