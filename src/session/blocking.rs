@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::audit::Kind as Unlike;
 use crate::command::{self, CommandSpec};
 use crate::dual::{Target, refusal_of};
 use crate::resp::refusal::Refusal;
@@ -42,6 +43,7 @@ impl Session {
             true => positions.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect(),
             false => Vec::new(),
         };
+        self.audit_together(spec.name, Unlike::CrossSlot, &keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
         let time = time_argument(spec, &request);
         let until = time.and_then(|(_, limit)| limit).map(|limit| Instant::now() + limit);
         loop {

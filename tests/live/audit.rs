@@ -20,6 +20,7 @@ fn send(proxy: &Proxy) {
         "RENAMENX provider:120:a provider:121:b",
         "MGET provider:120:a provider:120:c",
         "SORT provider:120:a BY nosort GET w_*",
+        "BRPOP provider:120:q provider:120:r 0.01",
         "EVAL return(1) 0",
         "EVAL return(1) 2 provider:120:a provider:120:b",
         "WATCH provider:120:a provider:121:b",
@@ -58,6 +59,7 @@ fn what_will_not_work_the_same_is_told_by_route_and_client_with_a_remedy() {
     );
     assert_eq!(sunion["example"], "provider:120:a provider:120:b");
     assert_eq!(of("cross-route", "renamenx")["route"], "120 121");
+    of("cross-slot", "brpop");
     of("cross-slot", "eval");
     of("script-without-keys", "eval");
     of("sort-pattern", "sort");
