@@ -7,6 +7,7 @@ mod change;
 mod check;
 mod consent;
 mod facts;
+mod init;
 mod interrupt;
 mod inventory;
 mod job;
@@ -14,10 +15,12 @@ mod lines;
 mod manual;
 mod migrate;
 mod output;
+mod prepare;
 mod progress;
 mod rollback;
 mod status;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -82,6 +85,29 @@ enum Command {
         #[arg(long)]
         takeover: bool,
     },
+    /// Asks for the two addresses, looks at both stores, and writes a first configuration with comments.
+    ///
+    /// Finds where the provider stands in keys by a sample of them (SCAN in small steps), and says in the file why. Nothing
+    /// in the stores is changed. What is not asked for can be said: without a terminal the two questions are answered by two
+    /// lines on standard input, or by --standalone and --cluster.
+    ///
+    /// Examples:
+    ///   cutover init
+    ///   cutover init --standalone redis://:secret@10.0.0.5:6379/0 --cluster 10.0.1.1:7000,10.0.1.2:7000
+    #[command(verbatim_doc_comment)]
+    Init(Init),
+    /// Takes a backup of the standalone, keeps what both stores say of themselves, and judges whether the cluster can take
+    /// what the standalone has. Exits 1 if something should be mended first.
+    ///
+    /// The backup is an RDB, taken as a replica takes it (SYNC): the server forks and sends it, and makes no file. Into the
+    /// same folder go INFO and CONFIG of every server (without passwords) and CLUSTER NODES. Of the cluster it is looked at
+    /// whether it has room, a version that reads what the standalone writes, cluster_state:ok, all slots, replicas in step,
+    /// a maxmemory-policy that drops no keys, and persistence. Needs no running proxy, and changes nothing in the stores.
+    ///
+    /// Example:
+    ///   cutover prepare --output before-the-move
+    #[command(verbatim_doc_comment)]
+    Prepare(Prepare),
     /// Reads and judges the configuration, reaches both stores, and says what the next reload would flip.
     Check,
     /// Shows each route: phase, leader, keys copied, synced, open divergence, requests a second; and both stores' latency.
@@ -187,6 +213,38 @@ enum Command {
         #[arg(value_name = "DIRECTORY")]
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    /// The Redis that is being left; asked for if it is not given.
+    #[arg(long, value_name = "URL")]
+    standalone: Option<String>,
+    /// Nodes of the Redis Cluster, separated by commas, or - for none yet; asked for if it is not given.
+    #[arg(long, value_name = "URL", value_delimiter = ',', value_parser = init::seed)]
+    cluster: Option<Vec<String>>,
+    /// What the application's REDIS_URL will point at.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6380")]
+    listen: SocketAddr,
+    /// A key pattern, instead of a guess; may be given again.
+    #[arg(long, value_name = "PATTERN")]
+    keys: Vec<String>,
+    /// How many keys are looked at.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    sample: usize,
+    /// Replaces a configuration that is there, without asking.
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, Args)]
+struct Prepare {
+    /// The folder, made if it is not there [default: cutover-prepare-DATE-TIME].
+    #[arg(long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+    /// Only looks.
+    #[arg(long)]
+    no_backup: bool,
 }
 
 #[derive(Debug, Args)]
@@ -310,6 +368,8 @@ fn execute(cli: &Cli) -> anyhow::Result<u8> {
             let beside = if *takeover { Beside::TakeOver } else { Beside::Refuse };
             crate::serve::run(&config()?, path, beside).map(|()| DONE)
         }
+        Command::Init(asked) => init::run(path, asked, as_json),
+        Command::Prepare(asked) => prepare::run(&config()?, asked, as_json),
         Command::Check => check::run(&config()?, path, as_json),
         Command::Status(asked) => status::run(&config()?, asked, as_json),
         Command::Audit => audit::run(&config()?, as_json),

@@ -4,6 +4,7 @@ mod check;
 pub mod edit;
 mod load;
 mod report;
+pub mod template;
 mod users;
 pub mod watch;
 

@@ -186,6 +186,20 @@ pub async fn providers(
     Ok(found)
 }
 
+/// Up to `max` keys of a node, which is a fair sample of them: SCAN goes by the hash of a key.
+pub async fn sample(endpoint: &Endpoint, max: usize, mut tell: impl FnMut(Progress)) -> Result<Vec<Bytes>, Unreadable> {
+    let mut found = Vec::new();
+    let mut walk = Walk::begin(endpoint).await?;
+    while found.len() < max
+        && let Some((keys, took)) = walk.next().await?
+    {
+        found.extend(keys);
+        tell(walk.progress);
+        rest(took).await;
+    }
+    Ok(found)
+}
+
 async fn rest(took: Duration) {
     tokio::time::sleep((took * REST).min(REST_MAX)).await;
 }

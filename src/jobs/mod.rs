@@ -4,7 +4,10 @@
 mod backfill;
 pub mod checkpoint;
 pub mod inventory;
+pub mod patterns;
+pub mod prepare;
 mod reader;
+pub mod readiness;
 mod scan;
 mod throttle;
 mod verify;

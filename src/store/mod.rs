@@ -9,6 +9,7 @@ mod connect;
 pub mod link;
 mod loss;
 pub mod private_link;
+pub mod rdb;
 pub mod slot_map;
 mod stores;
 pub mod topology;

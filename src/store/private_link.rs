@@ -24,8 +24,8 @@ const FIRST_BYTES: usize = 4096;
 
 /// See the module.
 pub struct PrivateLink {
-    stream: Stream,
-    buffer: BytesMut,
+    pub(super) stream: Stream,
+    pub(super) buffer: BytesMut,
     scanner: ReplyScanner,
     id: i64,
     _place: Option<PrivatePlace>,

@@ -5,6 +5,7 @@ mod common;
 mod admin;
 mod audit;
 mod bad_input;
+mod beginning;
 mod channels;
 mod commands;
 mod connection;
