@@ -172,7 +172,9 @@ fn substitute(file: &str, text: &str) -> Result<String, Report> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("${") {
-        let is_comment = rest[..at].rsplit('\n').next().is_some_and(|line| line.trim_start().starts_with('#'));
+        // Of the whole line: an earlier `${` in it is behind us.
+        let line = text[..text.len() - rest.len() + at].rsplit('\n').next();
+        let is_comment = line.is_some_and(|line| line.trim_start().starts_with('#'));
         let (Some(end), false) = (rest[at..].find('}'), is_comment) else {
             out.push_str(&rest[..at + 2]);
             rest = &rest[at + 2..];
