@@ -440,7 +440,7 @@ def main(words):
             PROXY = Proxy(STORES, "proxy", providers(), routing='flip_timeout = "1s"', cluster='reply_timeout = "1s"', prefixes='"asgi:" = "standalone"')
             traffic = Traffic()
             traffic.start()
-            BROWSER = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+            BROWSER = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS, timeout=2 * PATIENCE)
             suites = [unittest.defaultTestLoader.loadTestsFromTestCase(cls) for cls in (Looking, Moving, Trouble)]
             tests = [test for suite in suites for test in suite if not words or any(word in str(test) for word in words)]
             result = unittest.TextTestRunner(verbosity=2 if words else 1).run(unittest.TestSuite(tests))
