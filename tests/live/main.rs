@@ -20,6 +20,7 @@ mod keyspace;
 mod model;
 mod moves;
 mod operator;
+mod ordeals;
 mod protocol;
 mod subscribers;
 mod succession;
