@@ -92,9 +92,7 @@ impl Inner {
                     Outcome::Done
                 }
             };
-            let mut orders = Vec::new();
-            engine.lane.borrow_mut().dumped(&key, outcome, generation, &mut orders);
-            engine.carry_out(orders);
+            engine.with_lane(|lane, orders| lane.dumped(&key, outcome, generation, orders));
             engine.pause.lanes.leave(ticket);
         });
     }
@@ -102,7 +100,8 @@ impl Inner {
     fn ask_dump(self: &Rc<Self>, side: Side, key: &[u8]) -> (Answer, Answer) {
         let ask = |command: &[u8]| {
             let (sender, receiver) = oneshot::channel();
-            self.side_call(side, (key, 1), &effect::command(&[command, key]), None, EngineWaiter::Once(sender));
+            let addressed = self.address(side, (key, 1), effect::command(&[command, key]));
+            self.send(addressed, None, EngineWaiter::Once(sender));
             receiver
         };
         (ask(b"DUMP"), ask(b"PEXPIRETIME"))
@@ -171,7 +170,7 @@ impl Inner {
             let (sender, receiver) = oneshot::channel();
             self.copying.count(command.len());
             self.copying.count_key();
-            self.side_call(plan.leader.other(), (&key, 1), &command, None, EngineWaiter::Once(sender));
+            self.send(self.address(plan.leader.other(), (&key, 1), command), None, EngineWaiter::Once(sender));
             receiver
         });
         let engine = self.clone();
@@ -180,9 +179,7 @@ impl Inner {
                 Ok(answer) => engine.restored(&key, plan.leader, answer).await,
                 Err(outcome) => outcome,
             };
-            let mut orders = Vec::new();
-            engine.lane.borrow_mut().restored(&key, outcome, generation, &mut orders);
-            engine.carry_out(orders);
+            engine.with_lane(|lane, orders| lane.restored(&key, outcome, generation, orders));
             engine.pause.lanes.leave(ticket);
         });
     }
@@ -221,9 +218,7 @@ impl Inner {
                 Some(asked) => engine.bring_over(&key, plan.leader, asked).await,
                 None => engine.copy_in_pieces(&key, plan.leader.other(), Replace::No).await.fetched(),
             };
-            let mut orders = Vec::new();
-            engine.lane.borrow_mut().fetched(&key, fetched, generation, &mut orders);
-            engine.carry_out(orders);
+            engine.with_lane(|lane, orders| lane.fetched(&key, fetched, generation, orders));
             engine.pause.lanes.leave(ticket);
         });
     }
@@ -239,7 +234,7 @@ impl Inner {
         let (sender, receiver) = oneshot::channel();
         self.copying.count(command.len());
         self.copying.count_key();
-        self.side_call(leader, (key, 1), &command, None, EngineWaiter::Once(sender));
+        self.send(self.address(leader, (key, 1), command), None, EngineWaiter::Once(sender));
         match receiver.await {
             Ok(Ok(reply)) if !reply::is_error(&reply) => Fetched::Brought,
             Ok(Ok(reply)) if resp::reply::error_word(&reply) == b"BUSYKEY" => Fetched::Unproven,
@@ -275,12 +270,10 @@ impl Inner {
             return;
         }
         let table = self.table.borrow().clone();
-        let mut orders = Vec::new();
         let mode = |key: &Bytes| {
             let plan = Plan::of(&table, key);
             plan.follower.map(|_| Mode::of(&plan))
         };
-        self.lane.borrow_mut().repair(REPAIRS_PER_TICK, mode, &mut orders);
-        self.carry_out(orders);
+        self.with_lane(|lane, orders| lane.repair(REPAIRS_PER_TICK, mode, orders));
     }
 }

@@ -23,9 +23,9 @@ use crate::dual::effect::Question;
 use crate::dual::gate::Ticket;
 use crate::dual::install::{self, Pause};
 use crate::dual::journal::Journal;
-use crate::dual::lane::{Lane, Mode, Work};
-use crate::dual::message::{Message, Peers, RemoteOp, Way};
-use crate::dual::operation::{LaneOp, LaneReply};
+use crate::dual::lane::{Lane, Mode, Order, Work};
+use crate::dual::message::{Message, Peers, Way};
+use crate::dual::operation::{LaneOp, LaneReply, Standing};
 use crate::dual::probe::{Probes, Timing};
 use crate::dual::subscriptions::SubscriptionLoad;
 use crate::dual::traffic::{Traffic, TrafficBook};
@@ -72,21 +72,19 @@ pub enum EngineWaiter {
         to: ReplyTo,
         ticket: Ticket,
     },
-    /// The same, where the reply names keys as the cluster calls them.
+    /// The same, where the reply names keys as the cluster calls them. In a box: all waiters are as large as the largest.
     Renamed {
         engine: Rc<Inner>,
         to: ReplyTo,
         ticket: Ticket,
-        request: Request,
-        spec: &'static CommandSpec,
+        asked: Box<(Request, &'static CommandSpec)>,
     },
     /// A message, whose receivers are counted.
     Published {
         engine: Rc<Inner>,
         to: ReplyTo,
         ticket: Ticket,
-        request: Request,
-        target: Target,
+        asked: Box<(Request, Target)>,
     },
     /// Somebody on this worker awaits the reply.
     Once(oneshot::Sender<Result<Bytes, LinkError>>),
@@ -119,13 +117,15 @@ impl Waiter for EngineWaiter {
                 engine.pause.sessions.leave(ticket);
                 to.port.deliver(to.seq, outcome.map_err(|error| refusal_of(&error)));
             }
-            Self::Renamed { engine, to, ticket, request, spec } => {
+            Self::Renamed { engine, to, ticket, asked } => {
                 engine.pause.sessions.leave(ticket);
+                let (request, spec) = *asked;
                 let outcome =
                     outcome.map_err(|error| refusal_of(&error)).map(|reply| engine.own_reply(spec, &request, reply));
                 to.port.deliver(to.seq, outcome);
             }
-            Self::Published { engine, to, ticket, request, target } => {
+            Self::Published { engine, to, ticket, asked } => {
+                let (request, target) = *asked;
                 engine.pause.sessions.leave(ticket);
                 let outcome = outcome.map_err(|error| refusal_of(&error)).map(|reply| {
                     match engine.heard(&target, &request, reply.bytes()) {
@@ -162,6 +162,13 @@ pub fn refusal_of(error: &LinkError) -> Refusal {
 #[derive(Clone)]
 pub struct Engine(pub(super) Rc<Inner>);
 
+/// A request about one key, ready for its store.
+pub(super) struct Addressed {
+    /// Of the cluster; else it goes to the standalone.
+    slot: Option<u16>,
+    request: Bytes,
+}
+
 /// What all clones of an engine share.
 pub struct Inner {
     pub(super) worker: usize,
@@ -173,6 +180,8 @@ pub struct Inner {
     pub(super) pause: Pause<oneshot::Sender<()>, Message>,
     pub(super) lane: RefCell<Lane<usize>>,
     pub(super) ops: RefCell<Slab<LaneOp>>,
+    /// A list for the lane's next orders, kept so that an operation allocates none.
+    pub(super) spare: Cell<Vec<Order<usize>>>,
     /// What is known of each key whose copy is in flight.
     pub(super) dumps: RefCell<HashMap<Bytes, Dumped>>,
     /// Keys of jobs that are not copied the plain way; no more than the jobs' own bounds of keys in flight.
@@ -219,6 +228,7 @@ impl Engine {
             pause: Pause::default(),
             lane: RefCell::new(Lane::new(PRESENT_KEYS_MAX)),
             ops: RefCell::new(Slab::new()),
+            spare: Cell::new(Vec::new()),
             dumps: RefCell::new(HashMap::new()),
             ways: RefCell::new(HashMap::new()),
             copying: parts.copying,
@@ -339,33 +349,34 @@ impl Engine {
         let Some(&first) = keys.first() else {
             let ticket = inner.pause.sessions.enter(0);
             let waiter = EngineWaiter::Direct { engine: inner.clone(), to, ticket };
-            return inner.stores.standalone(inner.db, request.bytes(), Some(protocol), waiter);
+            return inner.stores.standalone(inner.db, request.into_bytes(), Some(protocol), waiter);
         };
-        let (route_hash, leader, follower, is_tagged) = {
+        let (route_hash, leader, standing, is_tagged) = {
             let table = inner.table.borrow();
             let (route, hash) = table.route_of(request.arg(first));
             inner.traffic.count(&table, request.arg(first), hash);
-            (hash, route.phase.leader(), route.phase.follower(), table.is_tagged())
+            let standing = route.phase.follower().map(|_| Standing::of(&table, route, hash));
+            (hash, route.phase.leader(), standing, table.is_tagged())
         };
         let ticket = inner.pause.sessions.enter(route_hash);
-        if follower.is_some() {
-            return inner.to_lane(request, spec, first, protocol, to, ticket);
+        if let Some(standing) = standing {
+            return inner.to_lane((request, spec, first), standing, protocol, to, ticket);
         }
         if is_tagged && leader == Side::Cluster {
             return inner.submit_tagged(request, spec, keys, protocol, to, ticket);
         }
         let waiter = EngineWaiter::Direct { engine: inner.clone(), to, ticket };
         match leader {
-            Side::Standalone => inner.stores.standalone(inner.db, request.bytes(), Some(protocol), waiter),
+            Side::Standalone => inner.stores.standalone(inner.db, request.into_bytes(), Some(protocol), waiter),
             Side::Cluster => {
                 let slot = slot::of(request.arg(first));
-                inner.stores.cluster(slot, request.bytes(), Some(protocol), waiter);
+                inner.stores.cluster(slot, request.into_bytes(), Some(protocol), waiter);
             }
         }
     }
 
     /// Sends a request to another database of the standalone, which does not move.
-    pub fn submit_elsewhere(&self, db: u32, request: &Bytes, protocol: Protocol, to: ReplyTo) {
+    pub fn submit_elsewhere(&self, db: u32, request: Bytes, protocol: Protocol, to: ReplyTo) {
         let ticket = self.0.pause.sessions.enter(0);
         let waiter = EngineWaiter::Direct { engine: self.0.clone(), to, ticket };
         self.0.stores.standalone(db, request, Some(protocol), waiter);
@@ -469,31 +480,30 @@ impl Inner {
         let (sender, receiver) = oneshot::channel();
         let (waiter, protocol) = (EngineWaiter::Once(sender), Some(protocol));
         match target {
-            Target::Standalone { db } => self.stores.standalone_batch(*db, request, replies, protocol, waiter),
-            Target::Slot(slot) => self.stores.cluster_batch(*slot, request, replies, protocol, waiter),
-            Target::Node(address) => self.stores.node(address, request, protocol, waiter),
+            Target::Standalone { db } => self.stores.standalone_batch(*db, request.clone(), replies, protocol, waiter),
+            Target::Slot(slot) => self.stores.cluster_batch(*slot, request.clone(), replies, protocol, waiter),
+            Target::Node(address) => self.stores.node(address, request.clone(), protocol, waiter),
         }
         receiver.await.unwrap_or(Err(LinkError::Lost))
     }
 
-    /// Sends a request about one key, which is argument `index`, to a side.
-    pub(super) fn side_call(
-        self: &Rc<Self>,
-        side: Side,
-        (key, index): (&[u8], usize),
-        request: &Bytes,
-        protocol: Option<Protocol>,
-        waiter: EngineWaiter,
-    ) {
+    /// A request about one key, which is argument `index`, as a side is to get it.
+    pub(super) fn address(&self, side: Side, (key, index): (&[u8], usize), request: Bytes) -> Addressed {
         if side == Side::Standalone {
-            return self.stores.standalone(self.db, request, protocol, waiter);
+            return Addressed { slot: None, request };
         }
-        let (slot, renamed) = {
-            let table = self.table.borrow();
-            let whole = table.is_tagged().then(|| Request::parse(request.clone())).flatten();
-            (table.slot_of(key), whole.map(|request| table.rename(&request, &[index])))
-        };
-        self.stores.cluster(slot, renamed.as_ref().unwrap_or(request), protocol, waiter);
+        let table = self.table.borrow();
+        let whole = table.is_tagged().then(|| Request::parse(request.clone())).flatten();
+        let request = whole.map_or(request, |whole| table.rename(&whole, &[index]));
+        Addressed { slot: Some(table.slot_of(key)), request }
+    }
+
+    /// Sends it.
+    pub(super) fn send(&self, addressed: Addressed, protocol: Option<Protocol>, waiter: EngineWaiter) {
+        match addressed.slot {
+            None => self.stores.standalone(self.db, addressed.request, protocol, waiter),
+            Some(slot) => self.stores.cluster(slot, addressed.request, protocol, waiter),
+        }
     }
 
     fn submit_tagged(
@@ -511,10 +521,10 @@ impl Inner {
         };
         let engine = self.clone();
         let waiter = match command::tells_keys(spec) {
-            true => EngineWaiter::Renamed { engine, to, ticket, request, spec },
+            true => EngineWaiter::Renamed { engine, to, ticket, asked: Box::new((request, spec)) },
             false => EngineWaiter::Direct { engine, to, ticket },
         };
-        self.stores.cluster(slot, &renamed, Some(protocol), waiter);
+        self.stores.cluster(slot, renamed, Some(protocol), waiter);
     }
 
     /// A reply of the cluster with the application's names in it.
@@ -533,8 +543,7 @@ impl Inner {
     fn hear(self: Rc<Self>, message: Message) {
         match message {
             Message::Lane(op) => {
-                let RemoteOp { request, spec, first, key, protocol, worker, id } = *op;
-                self.arrive((request, spec, first), key, protocol, LaneReply::Remote { worker, id });
+                self.arrive_from_afar(*op);
             }
             Message::Reply { id, outcome } => {
                 let (to, ticket) = self.remote.borrow_mut().remove(id);
@@ -553,24 +562,21 @@ impl Inner {
             }
             Message::Touch { key, way, done } => {
                 self.choose_way(&key, way);
-                self.enter_lane(key, None, Work::Touch, LaneReply::Done(done));
+                self.enter_lane(self.standing(&key), key, None, Work::Touch, LaneReply::Done(done));
             }
             Message::Hold { key, granted } => {
-                self.enter_lane(key, None, Work::Hold, LaneReply::Granted(Some(granted), None));
+                let to = LaneReply::Granted(Some(granted), None);
+                self.enter_lane(self.standing(&key), key, None, Work::Hold, to);
             }
             Message::Release { key, outcome, done } => self.release(key, outcome, done),
             Message::Journaled { key } => {
                 let generation = self.generation(&key);
-                let mut orders = Vec::new();
-                self.lane.borrow_mut().journaled(&key, generation, &mut orders);
-                self.carry_out(orders);
+                self.with_lane(|lane, orders| lane.journaled(&key, generation, orders));
             }
             // The route has left its dual phase since.
             Message::Recover { key } if self.plan(&key).follower.is_none() => self.journal.remove(&key),
             Message::Recover { key } => {
-                let mut orders = Vec::new();
-                self.lane.borrow_mut().recover(&key, &mut orders);
-                self.carry_out(orders);
+                self.with_lane(|lane, orders| lane.recover(&key, orders));
             }
             Message::Close { stage, routes, all, drained } => {
                 self.pause.close(stage, routes, all, drained);

@@ -32,12 +32,17 @@ pub enum Mode {
 impl Mode {
     /// The mode of a key whose plan has a follower.
     pub fn of(plan: &Plan) -> Self {
-        let synced = match plan.dual.as_deref().map(DualState::coverage) {
-            Some(Coverage::StandaloneOnly) if plan.phase == Phase::DualCluster => return Self::FirstTouch,
-            Some(Coverage::Both) => !plan.dual.as_deref().is_some_and(DualState::is_in_doubt),
+        Self::in_phase(plan.phase, plan.ack, plan.dual.as_deref())
+    }
+
+    /// The mode of a dual phase, by what is known of the stores.
+    pub fn in_phase(phase: Phase, ack: Ack, dual: Option<&DualState>) -> Self {
+        let synced = match dual.map(DualState::coverage) {
+            Some(Coverage::StandaloneOnly) if phase == Phase::DualCluster => return Self::FirstTouch,
+            Some(Coverage::Both) => !dual.is_some_and(DualState::is_in_doubt),
             _ => false,
         };
-        match plan.ack {
+        match ack {
             Ack::Leader => Self::Mirror { synced },
             Ack::Both => Self::Both { synced },
         }

@@ -10,12 +10,12 @@ use crate::command::CommandSpec;
 use crate::dual::effect::{self, Effect, Facts, Form, Question};
 use crate::dual::engine::{EngineWaiter, Inner, ReplyTo, refusal_of};
 use crate::dual::gate::Ticket;
-use crate::dual::lane::{Mode, Order, Outcome, Work};
+use crate::dual::lane::{Lane, Mode, Order, Outcome, Work};
 use crate::dual::message::{Message, RemoteOp};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::{self, Protocol};
 use crate::resp::request::Request;
-use crate::routing::{Plan, Side};
+use crate::routing::{DualState, Route, Side, Table};
 use crate::store::{LinkError, Reply};
 
 /// See the module.
@@ -42,16 +42,40 @@ pub struct LaneOp {
     pub(super) in_lane: bool,
 }
 
+/// What an operation has to know of its key's route, without holding on to the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    route_hash: u64,
+    leader: Side,
+    pub(super) follower: Option<Side>,
+    mode: Mode,
+    generation: u32,
+}
+
+impl Standing {
+    /// `route_hash`: as [`Table::route_of`] gives it beside the route.
+    pub(super) fn of(table: &Table, route: &Route, route_hash: u64) -> Self {
+        let dual = route.dual.as_deref();
+        Self {
+            route_hash,
+            leader: route.phase.leader(),
+            follower: route.phase.follower(),
+            mode: Mode::in_phase(route.phase, table.ack(), dual),
+            generation: dual.map_or(0, DualState::generation),
+        }
+    }
+}
+
 impl LaneOp {
     /// One that nothing was sent of.
-    fn new(key: Bytes, plan: &Plan, to: LaneReply, ticket: Ticket) -> Self {
+    fn new(key: Bytes, standing: Standing, to: LaneReply, ticket: Ticket) -> Self {
         Self {
             key,
             command: None,
             follow: false,
             whole: false,
-            leader: plan.leader,
-            generation: plan.generation(),
+            leader: standing.leader,
+            generation: standing.generation,
             holds_reply: false,
             led: None,
             awaited: 0,
@@ -85,12 +109,11 @@ pub enum LaneReply {
 }
 
 impl Inner {
-    /// Sends a request of a dual route to the lane of its key, here or on another worker.
+    /// Sends a request of a dual route, whose key is the argument `first`, to the lane of the key, here or on another worker.
     pub(super) fn to_lane(
         self: &Rc<Self>,
-        request: Request,
-        spec: &'static CommandSpec,
-        first: usize,
+        (request, spec, first): (Request, &'static CommandSpec, usize),
+        standing: Standing,
         protocol: Protocol,
         to: ReplyTo,
         ticket: Ticket,
@@ -99,50 +122,74 @@ impl Inner {
         let owner = self.peers.lane_of(&key);
         if owner == self.worker {
             self.pause.sessions.leave(ticket);
-            return self.arrive((request, spec, first), key, protocol, LaneReply::Local(to));
+            return self.arrive((request, spec, first), key, standing, protocol, LaneReply::Local(to));
         }
         let id = self.remote.borrow_mut().insert((to, ticket));
         let op = RemoteOp { request, spec, first, key, protocol, worker: self.worker, id };
         self.peers.send(owner, Message::Lane(Box::new(op)));
     }
 
-    /// A command, whose key is the argument of that number, arrives in the key's lane.
-    pub(super) fn arrive(
+    /// A request of another worker arrives in the lane of its key.
+    pub(super) fn arrive_from_afar(self: &Rc<Self>, op: RemoteOp) {
+        let RemoteOp { request, spec, first, key, protocol, worker, id } = op;
+        let standing = self.standing(&key);
+        self.arrive((request, spec, first), key, standing, protocol, LaneReply::Remote { worker, id });
+    }
+
+    fn arrive(
         self: &Rc<Self>,
         (request, spec, first): (Request, &'static CommandSpec, usize),
         key: Bytes,
+        standing: Standing,
         protocol: Protocol,
         to: LaneReply,
     ) {
         let outline = effect::outline(spec, &request);
-        self.enter_lane(
-            key,
-            Some(LaneCommand { request, spec, first, form: outline.form, protocol }),
-            outline.work,
-            to,
-        );
+        let command = LaneCommand { request, spec, first, form: outline.form, protocol };
+        self.enter_lane(standing, key, Some(command), outline.work, to);
     }
 
-    pub(super) fn enter_lane(self: &Rc<Self>, key: Bytes, command: Option<LaneCommand>, work: Work, to: LaneReply) {
-        let plan = Plan::of(&self.table.borrow(), &key);
-        let mode = Mode::of(&plan);
-        let generation = plan.generation();
-        let ticket = self.pause.lanes.enter(plan.route_hash);
+    /// How the route of a key stands now.
+    pub(super) fn standing(&self, key: &[u8]) -> Standing {
+        let table = self.table.borrow();
+        let (route, route_hash) = table.route_of(key);
+        Standing::of(&table, route, route_hash)
+    }
+
+    pub(super) fn enter_lane(
+        self: &Rc<Self>,
+        standing: Standing,
+        key: Bytes,
+        command: Option<LaneCommand>,
+        work: Work,
+        to: LaneReply,
+    ) {
+        let ticket = self.pause.lanes.enter(standing.route_hash);
         let whole = matches!(work, Work::Overwrite | Work::Resolve);
-        let entry = LaneOp { command, whole, ..LaneOp::new(key.clone(), &plan, to, ticket) };
-        let op = self.ops.borrow_mut().insert(entry);
-        let mut orders = Vec::new();
-        let in_lane = self.lane.borrow_mut().arrive(&key, op, work, mode, generation, &mut orders);
-        if in_lane {
+        let op = {
+            let mut ops = self.ops.borrow_mut();
+            ops.insert(LaneOp { command, whole, ..LaneOp::new(key, standing, to, ticket) })
+        };
+        self.with_lane(|lane, orders| {
             let entry = &mut self.ops.borrow_mut()[op];
-            (entry.in_lane, entry.holds_reply) = (true, true);
-        }
-        self.carry_out(orders);
+            if lane.arrive(&entry.key, op, work, standing.mode, standing.generation, orders) {
+                (entry.in_lane, entry.holds_reply) = (true, true);
+            }
+        });
     }
 
-    /// Does what the lane ordered, in its order.
-    pub(super) fn carry_out(self: &Rc<Self>, orders: Vec<Order<usize>>) {
-        for order in orders {
+    /// Tells the lane something, and does what it orders, in its order.
+    pub(super) fn with_lane<T>(self: &Rc<Self>, tell: impl FnOnce(&mut Lane<usize>, &mut Vec<Order<usize>>) -> T) -> T {
+        // What is done may come here again, and then finds an empty list.
+        let mut orders = self.spare.take();
+        let told = tell(&mut self.lane.borrow_mut(), &mut orders);
+        self.carry_out(&mut orders);
+        self.spare.set(orders);
+        told
+    }
+
+    fn carry_out(self: &Rc<Self>, orders: &mut Vec<Order<usize>>) {
+        for order in orders.drain(..) {
             match order {
                 Order::Lead { op, follow } => self.lead(op, follow),
                 Order::Follow { op } => self.follow(op),
@@ -163,19 +210,24 @@ impl Inner {
     }
 
     pub(super) fn lead(self: &Rc<Self>, op: usize, follow: bool) {
-        let (leader, key, first, bytes, protocol, questions) = {
+        let (addressed, protocol, questions) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
             let Some(command) = &entry.command else { return };
             let questions = if follow { command.form.questions() } else { &[] };
             (entry.follow, entry.awaited) = (follow, 1 + questions.len());
-            let bytes = command.request.bytes().clone();
-            (entry.leader, entry.key.clone(), command.first, bytes, command.protocol, questions)
+            let request = command.request.bytes().clone();
+            (self.address(entry.leader, (&entry.key, command.first), request), command.protocol, questions)
         };
-        self.side_call(leader, (&key, first), &bytes, Some(protocol), EngineWaiter::Led { engine: self.clone(), op });
+        self.send(addressed, Some(protocol), EngineWaiter::Led { engine: self.clone(), op });
         for question in questions {
+            // The operation is there: it awaits the answer to this.
+            let addressed = {
+                let entry = &self.ops.borrow()[op];
+                self.address(entry.leader, (&entry.key, 1), question.ask(&entry.key))
+            };
             let waiter = EngineWaiter::Asked { engine: self.clone(), op, question: *question };
-            self.side_call(leader, (&key, 1), &question.ask(&key), None, waiter);
+            self.send(addressed, None, waiter);
         }
     }
 
@@ -225,7 +277,7 @@ impl Inner {
     }
 
     pub(super) fn tell_led(self: &Rc<Self>, op: usize) {
-        let (key, follow, outcome, generation, in_lane) = {
+        let (follow, outcome, in_lane) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
             let outcome = match &entry.led {
@@ -245,37 +297,38 @@ impl Inner {
                 Some(Err(error)) if !error.may_have_run() => Outcome::Refused,
                 _ => Outcome::Doubt,
             };
-            (entry.key.clone(), entry.follow, outcome, entry.generation, entry.in_lane)
+            (entry.follow, outcome, entry.in_lane)
         };
         let is_read = !in_lane && !follow && outcome != Outcome::Doubt;
-        let mut orders = Vec::new();
-        if !is_read {
-            self.lane.borrow_mut().led(&key, op, follow, outcome, generation, &mut orders);
-        }
-        let goes_on =
-            in_lane || orders.iter().any(|order| matches!(order, Order::Follow { op: following } if *following == op));
-        self.carry_out(orders);
+        let is_effect = |order: &Order<usize>| matches!(order, Order::Follow { op: following } if *following == op);
+        let goes_on = !is_read
+            && self.with_lane(|lane, orders| {
+                let entry = &self.ops.borrow()[op];
+                lane.led(&entry.key, op, follow, outcome, entry.generation, orders);
+                in_lane || orders.iter().any(is_effect)
+            });
         if !goes_on {
             self.forget(op);
         }
     }
 
     pub(super) fn follow(self: &Rc<Self>, op: usize) {
-        let (side, key, first, bytes, protocol, is_checked) = {
+        let (addressed, protocol, check) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
-            let (Some(effect), Some(command)) = (&entry.effect, &entry.command) else { return };
+            let (Some(effect), Some(command)) = (&mut entry.effect, &entry.command) else { return };
             // Whatever is not the request itself has its key in the first place.
             let first = if command.form.is_request() { command.first } else { 1 };
-            let is_checked = effect.expiry.is_some();
-            entry.awaited = 1 + usize::from(is_checked);
-            (entry.leader.other(), entry.key.clone(), first, effect.bytes.clone(), command.protocol, is_checked)
+            let side = entry.leader.other();
+            let check = effect.expiry.map(|_| self.address(side, (&entry.key, 1), Question::Expiry.ask(&entry.key)));
+            entry.awaited = 1 + usize::from(check.is_some());
+            // It is sent once.
+            let bytes = std::mem::take(&mut effect.bytes);
+            (self.address(side, (&entry.key, first), bytes), command.protocol, check)
         };
-        let waiter = EngineWaiter::Followed { engine: self.clone(), op };
-        self.side_call(side, (&key, first), &bytes, Some(protocol), waiter);
-        if is_checked {
-            let waiter = EngineWaiter::Checked { engine: self.clone(), op };
-            self.side_call(side, (&key, 1), &Question::Expiry.ask(&key), None, waiter);
+        self.send(addressed, Some(protocol), EngineWaiter::Followed { engine: self.clone(), op });
+        if let Some(check) = check {
+            self.send(check, None, EngineWaiter::Checked { engine: self.clone(), op });
         }
     }
 
@@ -307,7 +360,7 @@ impl Inner {
     }
 
     fn note_followed(self: &Rc<Self>, op: usize, judge: impl FnOnce(&Effect) -> Outcome) {
-        let (key, outcome, whole, generation, in_lane) = {
+        let in_lane = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
             let outcome = entry.effect.as_ref().map_or(Outcome::Doubt, judge);
@@ -318,11 +371,12 @@ impl Inner {
             if entry.awaited > 0 {
                 return;
             }
-            (entry.key.clone(), entry.followed, entry.whole, entry.generation, entry.in_lane)
+            entry.in_lane
         };
-        let mut orders = Vec::new();
-        self.lane.borrow_mut().followed(&key, op, outcome, whole, generation, &mut orders);
-        self.carry_out(orders);
+        self.with_lane(|lane, orders| {
+            let entry = &self.ops.borrow()[op];
+            lane.followed(&entry.key, op, entry.followed, entry.whole, entry.generation, orders);
+        });
         if !in_lane {
             self.forget(op);
         }
@@ -377,21 +431,18 @@ impl Inner {
     }
 
     pub(super) fn resync(self: &Rc<Self>, key: Bytes, done: Option<oneshot::Sender<Result<(), Refusal>>>) {
-        let plan = Plan::of(&self.table.borrow(), &key);
-        if plan.follower.is_none() {
+        let standing = self.standing(&key);
+        if standing.follower.is_none() {
             if let Some(done) = done {
                 let _ = done.send(Ok(()));
             }
             return;
         }
         let to = done.map_or(LaneReply::Nobody, LaneReply::Done);
-        let ticket = self.pause.lanes.enter(plan.route_hash);
-        let entry = LaneOp { holds_reply: true, in_lane: true, ..LaneOp::new(key.clone(), &plan, to, ticket) };
+        let ticket = self.pause.lanes.enter(standing.route_hash);
+        let entry = LaneOp { holds_reply: true, in_lane: true, ..LaneOp::new(key.clone(), standing, to, ticket) };
         let op = self.ops.borrow_mut().insert(entry);
-        let mut orders = Vec::new();
-        let generation = plan.generation();
-        self.lane.borrow_mut().resync(&key, op, Mode::of(&plan), generation, &mut orders);
-        self.carry_out(orders);
+        self.with_lane(|lane, orders| lane.resync(&key, op, standing.mode, standing.generation, orders));
     }
 
     pub(super) fn release(self: &Rc<Self>, key: Bytes, outcome: Outcome, done: oneshot::Sender<Result<(), Refusal>>) {
@@ -410,9 +461,7 @@ impl Inner {
             *waits = Some(done);
         }
         let generation = self.generation(&key);
-        let mut orders = Vec::new();
-        self.lane.borrow_mut().release(&key, outcome, generation, &mut orders);
-        self.carry_out(orders);
+        self.with_lane(|lane, orders| lane.release(&key, outcome, generation, orders));
     }
 }
 

@@ -345,7 +345,7 @@ impl Way<'_> {
         let index = if matches!(command[0], b"MEMORY" | b"XINFO") { 2 } else { 1 };
         let (sender, receiver) = oneshot::channel();
         let waiter = EngineWaiter::Once(sender);
-        self.engine.side_call(self.from, (self.key, index), &effect::command(command), None, waiter);
+        self.engine.send(self.engine.address(self.from, (self.key, index), effect::command(command)), None, waiter);
         match receiver.await {
             Ok(Ok(reply)) if reply::is_error(&reply) => Err(Broken::Error(reply)),
             Ok(Ok(reply)) => Ok(reply),
@@ -394,8 +394,8 @@ impl Way<'_> {
         let (sender, receiver) = oneshot::channel();
         let (stores, waiter) = (&self.engine.stores, EngineWaiter::Once(sender));
         match self.from.other() {
-            Side::Standalone => stores.standalone_batch(self.engine.db, &request, replies, None, waiter),
-            Side::Cluster => stores.cluster_batch(self.slot, &request, replies, None, waiter),
+            Side::Standalone => stores.standalone_batch(self.engine.db, request, replies, None, waiter),
+            Side::Cluster => stores.cluster_batch(self.slot, request, replies, None, waiter),
         }
         let Ok(Ok(reply)) = receiver.await else { return Err(Broken::Unanswered) };
         if reply::is_error(&reply) {

@@ -1,11 +1,15 @@
 //! Keys known to be whole on both stores. Pure, and bounded.
 //!
-//! Kept as 128-bit keyed hashes: 16 bytes a key, and a collision, which would trust a key wrongly, is out of reach by chance
-//! (2^-64 at 2^32 keys) and by intent (random seeds). When full it is emptied: forgetting is always safe and costs one more
-//! copy a key.
+//! Kept as 128-bit seeded hashes: 16 bytes a key, and a collision, which would trust a key wrongly, is out of reach by chance
+//! (2^-64 at 2^32 keys). Nor can it be had by intent: the seeds are random, nothing that depends on a hash is ever shown, and
+//! the route's generation is hashed too, so that whoever found one would harm keys of the same tenant. A hash that withstands
+//! more, SipHash, was the dearest single thing in a dual write. When full it is emptied: forgetting is always safe and costs
+//! one more copy a key.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+
+use foldhash::quality::RandomState;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -18,7 +22,7 @@ pub struct Presence {
 impl Presence {
     /// A set of up to `keys_max` keys, empty.
     pub fn new(keys_max: usize) -> Self {
-        Self { keys: HashSet::default(), seeds: (RandomState::new(), RandomState::new()), keys_max }
+        Self { keys: HashSet::default(), seeds: Default::default(), keys_max }
     }
 
     fn hash(&self, generation: u32, key: &[u8]) -> (u64, u64) {

@@ -78,11 +78,11 @@ impl Engine {
 }
 
 impl Inner {
-    fn ask(&self, timing: &Rc<Timing>, send: impl FnOnce(&Bytes, EngineWaiter)) {
+    fn ask(&self, timing: &Rc<Timing>, send: impl FnOnce(Bytes, EngineWaiter)) {
         if timing.sent.get().is_some() {
             return;
         }
         timing.sent.set(Some(Instant::now()));
-        send(&Bytes::from_static(PING), EngineWaiter::Probe(timing.clone()));
+        send(Bytes::from_static(PING), EngineWaiter::Probe(timing.clone()));
     }
 }

@@ -39,6 +39,11 @@ impl Request {
         &self.bytes
     }
 
+    /// The whole frame, given away.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
     /// How many arguments it has, the command's name included.
     pub fn len(&self) -> usize {
         self.args.len()

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use memchr::memmem::Finder;
+
 /// Why a pattern can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
@@ -16,11 +18,11 @@ pub enum PatternError {
 }
 
 /// How a provider's id is found in a key: `provider:{provider}:*`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Pattern {
     /// Whether anything may stand before `before`.
     floats: bool,
-    before: Vec<u8>,
+    before: Finder<'static>,
     /// What follows the segment; empty, or begins with ':'.
     after: Vec<u8>,
     /// Whether anything may follow `after`.
@@ -45,16 +47,20 @@ impl Pattern {
         if floats && before.is_empty() {
             return Err(PatternError::NoAnchor);
         }
-        Ok(Self { floats, before: before.into(), after: after.into(), open_end })
+        Ok(Self { floats, before: Finder::new(before).into_owned(), after: after.into(), open_end })
+    }
+
+    fn before(&self) -> &[u8] {
+        self.before.needle()
     }
 
     fn provider_of<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
         if !self.floats {
-            return self.segment(key.strip_prefix(&self.before[..])?);
+            return self.segment(key.strip_prefix(self.before())?);
         }
         let mut from = 0;
-        while let Some(at) = memchr::memmem::find(&key[from..], &self.before) {
-            let start = from + at + self.before.len();
+        while let Some(at) = self.before.find(&key[from..]) {
+            let start = from + at + self.before().len();
             if let found @ Some(_) = self.segment(&key[start..]) {
                 return found;
             }
@@ -71,10 +77,19 @@ impl Pattern {
     }
 }
 
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        let parts = |pattern: &Self| (pattern.floats, pattern.open_end);
+        parts(self) == parts(other) && self.before() == other.before() && self.after == other.after
+    }
+}
+
+impl Eq for Pattern {}
+
 impl fmt::Display for Pattern {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let star = |is_there| if is_there { "*" } else { "" };
-        let (before, after) = (String::from_utf8_lossy(&self.before), String::from_utf8_lossy(&self.after));
+        let (before, after) = (String::from_utf8_lossy(self.before()), String::from_utf8_lossy(&self.after));
         write!(out, "{}{before}{{provider}}{after}{}", star(self.floats), star(self.open_end))
     }
 }

@@ -37,7 +37,7 @@ impl Session {
         self.replies.settle(0).await;
         let Some(positions) = command::keys_of(spec, &request) else {
             let elsewhere = self.shared.engine.clone();
-            return elsewhere.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+            return elsewhere.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
         };
         let keys: Vec<Bytes> = match self.is_moving_db() {
             true => positions.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect(),

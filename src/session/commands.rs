@@ -35,11 +35,11 @@ impl Session {
     pub(super) async fn keyed(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
         if !self.is_moving_db() {
-            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
         }
         let Some(keys) = command::keys_of(spec, &request) else {
             // The store says what is wrong with the arguments.
-            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
         };
         self.wait_open(&request, &keys).await;
         if matches!(spec.name, "SORT" | "SORT_RO")
@@ -163,14 +163,14 @@ impl Session {
             let reason = "it would change how the proxy itself reaches the store";
             return self.refuse(Refusal::NotSupported { command: "config|set".into(), reason });
         }
-        engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+        engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
     }
 
     /// Scripts: on the store of their keys; without keys where keys without a provider are. Loaded scripts go to every node.
     pub(super) async fn script(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
         if !self.is_moving_db() {
-            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
         }
         self.replies.settle(0).await;
         self.shared.scripts.note(spec, &request);
@@ -179,10 +179,10 @@ impl Session {
                 // A node that fails here answers NOSCRIPT later, and is healed then.
                 let _ = engine.call(&Target::Node(address), request.bytes(), self.protocol).await;
             }
-            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
         }
         let Some(keys) = command::keys_of(spec, &request) else {
-            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
         };
         if !keys.is_empty() {
             let views: Vec<&[u8]> = keys.iter().map(|index| request.arg(*index)).collect();

@@ -90,7 +90,7 @@ impl Session {
         // From whichever database they come, these reach the one that moves.
         let reaches_all = matches!(spec.name, "FLUSHALL" | "MOVE" | "SWAPDB");
         if !(self.is_moving_db() || reaches_all) || stays || (begins && engine.table().all_standalone()) {
-            return engine.submit_elsewhere(self.db, request.bytes(), self.protocol, self.reply_to());
+            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
         }
         self.replies.settle(0).await;
         let outcome = match spec.name {

@@ -40,6 +40,9 @@ pub fn publish_slow(total: &AtomicU64) {
     total.fetch_add(SLOW.take(), Ordering::Relaxed);
 }
 
+/// Memory that a client's buffer of answers may keep between them.
+const KEPT_BYTES: usize = 64 << 10;
+
 /// See the module.
 pub struct Replies {
     stream: WriteHalf,
@@ -73,7 +76,7 @@ impl Replies {
             next: Cell::new(0),
             early: RefCell::new(VecDeque::new()),
             muted: RefCell::new(VecDeque::new()),
-            out: RefCell::new(OutBuffer::default()),
+            out: RefCell::new(OutBuffer::keeping(KEPT_BYTES)),
             is_marked: Cell::new(false),
             is_draining: Cell::new(false),
             mute: Cell::new(Mute::No),
@@ -154,7 +157,7 @@ impl Replies {
     /// Ends the client.
     pub fn close(&self) {
         self.is_closed.set(true);
-        *self.out.borrow_mut() = OutBuffer::default();
+        *self.out.borrow_mut() = OutBuffer::keeping(KEPT_BYTES);
         self.closed.notify_one();
         self.settled.notify_waiters();
     }

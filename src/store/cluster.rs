@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::resp::reply::{self, Protocol, RedirectKind};
-use crate::store::link::{Link, Pending};
+use crate::store::link::{Link, Outgoing, Pending};
 use crate::store::stores::Inner;
 use crate::store::{LinkError, Reply, Waiter};
 
@@ -34,20 +34,26 @@ pub enum Destination {
     Node,
 }
 
-/// A request on its way.
+/// A request on its way. Moved often, so what few of them need stands elsewhere.
 pub struct Item<W: Waiter> {
     stores: Rc<Inner<W>>,
     pub(super) to: Destination,
-    pub(super) request: Bytes,
-    pub(super) replies: u32,
-    pub(super) protocol: Option<Protocol>,
-    /// The node that an ASK named, for the next try.
-    pub(super) ask: Option<Arc<str>>,
-    pub(super) sent_to: Option<Rc<Link<Item<W>>>>,
-    deadline: Option<Instant>,
+    request: Bytes,
+    replies: u32,
+    protocol: Option<Protocol>,
     /// Sent alone, to find out whether its destination takes requests again.
     is_probe: bool,
+    pub(super) sent_to: Option<Rc<Link<Item<W>>>>,
+    detour: Option<Box<Detour>>,
     waiter: W,
+}
+
+/// What is remembered of a request that did not get through at once.
+#[derive(Default)]
+struct Detour {
+    /// The node that an ASK named, for the next try.
+    ask: Option<Arc<str>>,
+    deadline: Option<Instant>,
 }
 
 impl<W: Waiter> Item<W> {
@@ -59,18 +65,7 @@ impl<W: Waiter> Item<W> {
         protocol: Option<Protocol>,
         waiter: W,
     ) -> Self {
-        Self {
-            stores,
-            to,
-            request,
-            replies,
-            protocol,
-            ask: None,
-            sent_to: None,
-            deadline: None,
-            is_probe: false,
-            waiter,
-        }
+        Self { stores, to, request, replies, protocol, is_probe: false, sent_to: None, detour: None, waiter }
     }
 
     /// The end of it, with an error.
@@ -109,8 +104,17 @@ impl<W: Waiter> Item<W> {
 
     /// Whether it has waited as long as its store's patience lasts. The first time it is asked the wait begins.
     fn is_late(&mut self, now: Instant) -> bool {
-        let deadline = *self.deadline.get_or_insert(now + self.stores.patience(self.to));
-        now >= deadline
+        let patience = self.stores.patience(self.to);
+        now >= *self.detour().deadline.get_or_insert(now + patience)
+    }
+
+    fn detour(&mut self) -> &mut Detour {
+        self.detour.get_or_insert_default()
+    }
+
+    /// The node that an ASK named.
+    pub(super) fn ask(&self) -> Option<&Arc<str>> {
+        self.detour.as_ref()?.ask.as_ref()
     }
 
     /// Where it is sent alone, the answer tells something of its destination.
@@ -137,6 +141,14 @@ pub enum Probe {
 }
 
 impl<W: Waiter> Pending for Item<W> {
+    fn outgoing(&self) -> Outgoing<'_> {
+        let (prefix, asking): (&[u8], u32) = match self.ask() {
+            Some(_) => (b"*1\r\n$6\r\nASKING\r\n", 1),
+            None => (b"", 0),
+        };
+        Outgoing { prefix, request: &self.request, replies: self.replies + asking, protocol: self.protocol }
+    }
+
     fn reply(mut self, answer: Reply<'_>) {
         let frame = answer.bytes();
         let held = self.stores.is_holding();
@@ -159,7 +171,7 @@ impl<W: Waiter> Pending for Item<W> {
             }
             Verdict::Later(error) => {
                 stores.refresh();
-                self.ask = None;
+                self.detour().ask = None;
                 self.come_back(error, link, Why::NotNow);
             }
             Verdict::Elsewhere(kind, slot, address) => {
@@ -169,10 +181,10 @@ impl<W: Waiter> Pending for Item<W> {
                 };
                 match kind {
                     RedirectKind::Moved => {
-                        self.ask = None;
+                        self.detour().ask = None;
                         stores.moved(slot, &address);
                     }
-                    RedirectKind::Ask => self.ask = Some(address.into()),
+                    RedirectKind::Ask => self.detour().ask = Some(address.into()),
                 }
                 self.come_back(LinkError::Redirects, link, Why::Elsewhere);
             }

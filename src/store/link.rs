@@ -26,26 +26,53 @@ use crate::wire::{self, Connector, ReadHalf, WriteHalf};
 pub const LARGE_BYTES: usize = 16 << 10;
 /// What one read takes at most when no frame asks for more.
 const READ_BYTES: usize = 64 << 10;
+/// A link's own buffer for requests: what pipelining clients of a busy worker send in one turn.
+const LINK_KEPT_BYTES: usize = 256 << 10;
 /// Buffers in one gathered write; Linux takes up to 1,024.
 const SLICES_MAX: usize = 64;
 
-/// Who gets a reply.
+/// A request as a link is to send it.
+pub struct Outgoing<'p> {
+    /// Goes first, in the same breath.
+    pub prefix: &'static [u8],
+    pub request: &'p Bytes,
+    /// The last of these replies counts.
+    pub replies: u32,
+    /// What the reply is wanted in; `None` where that is all the same.
+    pub protocol: Option<Protocol>,
+}
+
+/// A request, and who gets its reply.
 pub trait Pending: 'static {
+    /// What is to be sent.
+    fn outgoing(&self) -> Outgoing<'_>;
     /// One whole reply.
     fn reply(self, reply: Reply<'_>);
     /// The link ended. `error` says whether the request may have run.
     fn failed(self, error: LinkError);
 }
 
+/// Kept small: it is moved in and out of the queue for each request.
 struct Entry<P> {
     /// `None`: the reply to a HELLO that the link put in by itself.
     pending: Option<P>,
-    /// Replies that come before the one that counts (MULTI and its QUEUEDs).
-    skip: u32,
-    first_error: Option<Bytes>,
-    /// Where the request begins in all that was ever appended.
-    begin: u64,
     sent: Instant,
+}
+
+impl<P: Pending> Entry<P> {
+    fn outgoing(&self) -> Outgoing<'_> {
+        static NOTHING: Bytes = Bytes::new();
+        let hello = Outgoing { prefix: HELLO_2, request: &NOTHING, replies: 1, protocol: None };
+        self.pending.as_ref().map_or(hello, Pending::outgoing)
+    }
+}
+
+/// What has come of the answers to the oldest request.
+#[derive(Default)]
+struct Head {
+    /// Those before the one that counts (to MULTI, and QUEUED).
+    skipped: u32,
+    first_error: Option<Bytes>,
 }
 
 /// Bytes to be written: large chunks as they are, small ones copied together.
@@ -54,9 +81,16 @@ pub struct OutBuffer {
     chunks: VecDeque<Bytes>,
     tail: BytesMut,
     bytes: usize,
+    /// A buffer that has grown beyond this is given back when all is written.
+    kept_bytes: usize,
 }
 
 impl OutBuffer {
+    /// An empty one that keeps a buffer of up to that size when all is written.
+    pub fn keeping(kept_bytes: usize) -> Self {
+        Self { kept_bytes, ..Self::default() }
+    }
+
     /// Appends; large ones are kept without a copy.
     pub fn push(&mut self, bytes: &Bytes) {
         if bytes.len() < LARGE_BYTES {
@@ -108,7 +142,7 @@ impl OutBuffer {
             }
         }
         stream.send_on()?;
-        if self.bytes == 0 && self.tail.capacity() > READ_BYTES {
+        if self.bytes == 0 && self.tail.capacity() > self.kept_bytes {
             self.tail = BytesMut::new();
         }
         Ok(total)
@@ -175,6 +209,7 @@ pub struct Link<P> {
     stream: RefCell<Option<Rc<WriteHalf>>>,
     out: RefCell<OutBuffer>,
     entries: RefCell<VecDeque<Entry<P>>>,
+    head: RefCell<Head>,
     appended: Cell<u64>,
     written: Cell<u64>,
     protocol: Cell<Protocol>,
@@ -210,8 +245,9 @@ impl<P: Pending> Link<P> {
         let link = Rc::new(Self {
             endpoint,
             stream: RefCell::new(None),
-            out: RefCell::new(OutBuffer::default()),
+            out: RefCell::new(OutBuffer::keeping(LINK_KEPT_BYTES)),
             entries: RefCell::new(VecDeque::new()),
+            head: RefCell::new(Head::default()),
             appended: Cell::new(0),
             written: Cell::new(0),
             protocol: Cell::new(Protocol::Resp2),
@@ -255,14 +291,8 @@ impl<P: Pending> Link<P> {
         (self.requests.get(), self.answered.get())
     }
 
-    /// Appends a request of which the last of `replies` counts. Gives `pending` back, with the reason, when nothing was sent.
-    pub fn send(
-        self: &Rc<Self>,
-        request: &Bytes,
-        replies: u32,
-        protocol: Option<Protocol>,
-        pending: P,
-    ) -> Result<(), (P, LinkError)> {
+    /// Appends a request. Gives `pending` back, with the reason, when nothing was sent.
+    pub fn send(self: &Rc<Self>, pending: P) -> Result<(), (P, LinkError)> {
         if !self.is_up.get() {
             let reason = self.last_error.borrow().clone();
             // A link that has never tried yet is given the time of its first connection.
@@ -271,6 +301,7 @@ impl<P: Pending> Link<P> {
             }
         }
         let mut out = self.out.borrow_mut();
+        let Outgoing { prefix, request, protocol, .. } = pending.outgoing();
         if out.len() + request.len() > self.queue_bytes_max && !out.is_empty() {
             return Err((pending, LinkError::Overflow));
         }
@@ -281,14 +312,15 @@ impl<P: Pending> Link<P> {
         {
             let hello: &[u8] = if wanted == Protocol::Resp3 { HELLO_3 } else { HELLO_2 };
             out.copy(hello);
-            let begin = self.appended.replace(self.appended.get() + hello.len() as u64);
-            entries.push_back(Entry { pending: None, skip: 0, first_error: None, begin, sent });
+            self.appended.set(self.appended.get() + hello.len() as u64);
+            entries.push_back(Entry { pending: None, sent });
             self.protocol.set(wanted);
         }
+        out.copy(prefix);
         out.push(request);
-        let begin = self.appended.replace(self.appended.get() + request.len() as u64);
+        self.appended.set(self.appended.get() + (prefix.len() + request.len()) as u64);
         self.requests.set(self.requests.get() + 1);
-        entries.push_back(Entry { pending: Some(pending), skip: replies - 1, first_error: None, begin, sent });
+        entries.push_back(Entry { pending: Some(pending), sent });
         drop((out, entries));
         self.mark();
         Ok(())
@@ -444,16 +476,22 @@ impl<P: Pending> Link<P> {
             return Ok(());
         }
         let mut entries = self.entries.borrow_mut();
-        let Some(entry) = entries.front_mut() else { return Err("a reply that nobody asked for".into()) };
-        if entry.skip > 0 {
-            entry.skip -= 1;
-            if reply::is_error(&buffer[..length]) && entry.first_error.is_none() {
-                entry.first_error = Some(Bytes::copy_from_slice(&buffer[..length]));
+        let Some(entry) = entries.front() else { return Err("a reply that nobody asked for".into()) };
+        let replies = entry.outgoing().replies;
+        let mut first_error = None;
+        if replies > 1 {
+            let mut head = self.head.borrow_mut();
+            head.skipped += 1;
+            if head.skipped < replies {
+                if reply::is_error(&buffer[..length]) && head.first_error.is_none() {
+                    head.first_error = Some(Bytes::copy_from_slice(&buffer[..length]));
+                }
+                buffer.advance(length);
+                return Ok(());
             }
-            buffer.advance(length);
-            return Ok(());
+            first_error = std::mem::take(&mut *head).first_error;
         }
-        let Some(Entry { pending, first_error, .. }) = entries.pop_front() else { return Ok(()) };
+        let pending = entries.pop_front().and_then(|entry| entry.pending);
         drop(entries);
         let Some(pending) = pending else {
             buffer.advance(length);
@@ -480,12 +518,18 @@ impl<P: Pending> Link<P> {
         self.is_up.set(false);
         *self.stream.borrow_mut() = None;
         *self.last_error.borrow_mut() = Some(reason.to_string());
-        let written = self.written.get();
         let entries = std::mem::take(&mut *self.entries.borrow_mut());
-        *self.out.borrow_mut() = OutBuffer::default();
-        self.written.set(self.appended.get());
+        *self.head.borrow_mut() = Head::default();
+        *self.out.borrow_mut() = OutBuffer::keeping(LINK_KEPT_BYTES);
+        let written = self.written.replace(self.appended.get());
+        let length = |entry: &Entry<P>| {
+            let Outgoing { prefix, request, .. } = entry.outgoing();
+            (prefix.len() + request.len()) as u64
+        };
+        let mut begin = self.appended.get() - entries.iter().map(length).sum::<u64>();
         for entry in entries {
-            let was_sent = entry.begin < written;
+            let was_sent = begin < written;
+            begin += length(&entry);
             let Some(pending) = entry.pending else { continue };
             self.answered.set(self.answered.get() + 1);
             match &sent_error {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::resp::reply::Protocol;
@@ -106,37 +106,37 @@ impl<W: Waiter> Stores<W> {
     }
 
     /// Sends to a database of the standalone. `protocol`: what the reply is wanted in, `None` where that is all the same.
-    pub fn standalone(&self, db: u32, request: &Bytes, protocol: Option<Protocol>, waiter: W) {
+    pub fn standalone(&self, db: u32, request: Bytes, protocol: Option<Protocol>, waiter: W) {
         self.standalone_batch(db, request, 1, protocol, waiter);
     }
 
     /// Sends to the primary that serves the slot.
-    pub fn cluster(&self, slot: u16, request: &Bytes, protocol: Option<Protocol>, waiter: W) {
+    pub fn cluster(&self, slot: u16, request: Bytes, protocol: Option<Protocol>, waiter: W) {
         self.cluster_batch(slot, request, 1, protocol, waiter);
     }
 
     /// Several requests as one piece, MULTI … EXEC: the waiter gets the last of the replies, or the first error before it.
-    pub fn standalone_batch(&self, db: u32, request: &Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
+    pub fn standalone_batch(&self, db: u32, request: Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
         self.submit(Destination::Standalone(db), request, replies, protocol, waiter);
     }
 
     /// The same for a slot; the piece is re-sent whole when the slot has moved.
-    pub fn cluster_batch(&self, slot: u16, request: &Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
+    pub fn cluster_batch(&self, slot: u16, request: Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
         self.submit(Destination::Slot(slot), request, replies, protocol, waiter);
     }
 
-    fn submit(&self, to: Destination, request: &Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
-        let item = Item::new(self.0.clone(), to, request.clone(), replies, protocol, waiter);
+    fn submit(&self, to: Destination, request: Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
+        let item = Item::new(self.0.clone(), to, request, replies, protocol, waiter);
         if let Some(item) = self.0.behind_barrier(item).and_then(|item| self.0.behind_hold(item)) {
             self.0.send(item);
         }
     }
 
     /// Sends to one node by its address, for what concerns the node and not a key.
-    pub fn node(&self, address: &Arc<str>, request: &Bytes, protocol: Option<Protocol>, waiter: W) {
+    pub fn node(&self, address: &Arc<str>, request: Bytes, protocol: Option<Protocol>, waiter: W) {
         let link = self.0.node(address);
-        let item = Item::new(self.0.clone(), Destination::Node, request.clone(), 1, protocol, waiter);
-        self.0.send_on(link, item, request, 1);
+        let item = Item::new(self.0.clone(), Destination::Node, request, 1, protocol, waiter);
+        self.0.send_on(link, item);
     }
 
     /// The primaries as known now.
@@ -266,8 +266,8 @@ impl<W: Waiter> Inner<W> {
         let link = match item.to {
             Destination::Standalone(db) if db == self.config.standalone.db => Some(self.main.clone()),
             Destination::Standalone(db) => Some(self.database(db)),
-            Destination::Slot(slot) => match &item.ask {
-                Some(address) => Some(self.node(&address.clone())),
+            Destination::Slot(slot) => match item.ask() {
+                Some(address) => Some(self.node(address)),
                 None => self.primary(slot),
             },
             Destination::Node => None,
@@ -276,21 +276,12 @@ impl<W: Waiter> Inner<W> {
             self.refresh();
             return item.try_later(LinkError::Down("no node serves this slot".into()), None);
         };
-        let (request, replies) = match &item.ask {
-            Some(_) => {
-                let mut asking = BytesMut::from(&b"*1\r\n$6\r\nASKING\r\n"[..]);
-                asking.extend_from_slice(&item.request);
-                (asking.freeze(), item.replies + 1)
-            }
-            None => (item.request.clone(), item.replies),
-        };
-        self.send_on(link, item, &request, replies);
+        self.send_on(link, item);
     }
 
-    fn send_on(self: &Rc<Self>, link: NodeLink<W>, mut item: Item<W>, request: &Bytes, replies: u32) {
-        let protocol = item.protocol;
+    fn send_on(self: &Rc<Self>, link: NodeLink<W>, mut item: Item<W>) {
         item.sent_to = Some(link.clone());
-        if let Err((item, error)) = link.send(request, replies, protocol, item) {
+        if let Err((item, error)) = link.send(item) {
             if matches!(item.to, Destination::Slot(_)) {
                 self.refresh();
             }
