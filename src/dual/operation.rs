@@ -183,28 +183,29 @@ impl Inner {
         // What is done may come here again, and then finds an empty list.
         let mut orders = self.spare.take();
         let told = tell(&mut self.lane.borrow_mut(), &mut orders);
-        self.carry_out(&mut orders);
+        orders.reverse();
+        while let Some(order) = orders.pop() {
+            self.carry_out(order);
+        }
         self.spare.set(orders);
         told
     }
 
-    fn carry_out(self: &Rc<Self>, orders: &mut Vec<Order<usize>>) {
-        for order in orders.drain(..) {
-            match order {
-                Order::Lead { op, follow } => self.lead(op, follow),
-                Order::Follow { op } => self.follow(op),
-                Order::Dump { key } => self.dump(key),
-                Order::Restore { key } => self.restore(key),
-                Order::Fetch { key } => self.fetch(key),
-                Order::Journal { key } => self.write_journal(key),
-                Order::Reply { op } => self.finish(op, Ok(())),
-                Order::Unavailable { op } => self.finish(op, Err(Refusal::StoreDown)),
-                Order::Granted { op } => self.grant(op),
-                Order::Diverged { key } => self.count_divergence(&key, 1),
-                Order::Repaired { key } => {
-                    self.count_divergence(&key, -1);
-                    self.journal.remove(&key);
-                }
+    fn carry_out(self: &Rc<Self>, order: Order<usize>) {
+        match order {
+            Order::Lead { op, follow } => self.lead(op, follow),
+            Order::Follow { op } => self.follow(op),
+            Order::Dump { key } => self.dump(key),
+            Order::Restore { key } => self.restore(key),
+            Order::Fetch { key } => self.fetch(key),
+            Order::Journal { key } => self.write_journal(key),
+            Order::Reply { op } => self.finish(op, Ok(())),
+            Order::Unavailable { op } => self.finish(op, Err(Refusal::StoreDown)),
+            Order::Granted { op } => self.grant(op),
+            Order::Diverged { key } => self.count_divergence(&key, 1),
+            Order::Repaired { key } => {
+                self.count_divergence(&key, -1);
+                self.journal.remove(&key);
             }
         }
     }
