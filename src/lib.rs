@@ -7,7 +7,10 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod dual;
+#[cfg(test)]
+mod fuzz;
 pub mod jobs;
+pub mod keep;
 pub mod metrics;
 pub mod resp;
 pub mod routing;

@@ -6,6 +6,9 @@
 use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Panics of any thread, counted by the hook that logs them.
+pub static PANICS: AtomicU64 = AtomicU64::new(0);
+
 /// Totals of all workers.
 #[derive(Debug, Default)]
 pub struct Totals {
@@ -124,6 +127,12 @@ pub fn totals(page: &mut Page, totals: &Totals) {
         Gauge,
         "Whether the newest certificates could not be used, so that the ones before stay; the log says why.",
         get(&totals.certificates_refused),
+    );
+    page.add(
+        "panics_total",
+        Counter,
+        "Internal errors that ended a task; each is in the log, and worth a report.",
+        get(&PANICS),
     );
     page.add("requests_total", Counter, "Requests that were sent to a store or a lane.", get(&totals.requests));
     page.add(

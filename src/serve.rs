@@ -12,7 +12,7 @@ use std::fs::{File, TryLockError};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ use crate::dual::traffic::TrafficBook;
 use crate::dual::{Audience, Copying, Message, Peers, Subscribing};
 use crate::jobs::checkpoint::{JobFile, Record};
 use crate::jobs::{self, Jobs};
-use crate::metrics::Totals;
+use crate::metrics::{PANICS, Totals};
 use crate::routing::{Phase, RouteName, Table};
 use crate::serve::listeners::Listeners;
 use crate::session::users::Users;
@@ -65,6 +65,10 @@ pub enum Beside {
 /// Runs the proxy until SIGTERM or SIGINT, or until another takes its place, and drains it. `path` is watched for changes.
 pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
     let level = start_logging(config);
+    std::panic::set_hook(Box::new(|panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(%panic, "an internal error, which is worth a report");
+    }));
     let (_lock, inherited) = take_place(&config.state_directory, beside)?;
     let directory = config.state_directory.display();
     let (state, snapshot) =

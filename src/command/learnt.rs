@@ -83,6 +83,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn damaged_answers_teach_nothing_wrong() {
+        let whole = b"*1\r\n*7\r\n$8\r\njson.foo\r\n:-3\r\n*2\r\n+write\r\n+denyoom\r\n:1\r\n:-1\r\n:2\r\n*0\r\n";
+        crate::fuzz::fuzz(&[whole], |bytes| {
+            if let Ok(Some(length)) = crate::resp::scan::ReplyScanner::default().scan(bytes)
+                && let Some(spec) = parse(&bytes[..length])
+            {
+                let request = crate::resp::request::Request::from_args(&["json.foo", "a", "b", "c"]);
+                let _ = (spec.takes(4), crate::command::keys_of(&spec, &request));
+            }
+        });
+    }
+
+    #[test]
     fn a_command_is_learnt_once_and_found_in_any_case() {
         let frame = b"*1\r\n*7\r\n$8\r\njson.foo\r\n:-3\r\n*2\r\n+write\r\n+denyoom\r\n:1\r\n:1\r\n:1\r\n*0\r\n";
         assert!(find(b"JSON.FOO").is_none());

@@ -244,6 +244,7 @@ fn parse_url(text: &str) -> Result<StoreUrl, &'static str> {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| "the port is no number")?),
         _ => (place, 6379),
     };
+    let host = host.trim_matches(['[', ']']);
     if host.is_empty() {
         return Err("a store's URL names a host");
     }
@@ -251,5 +252,37 @@ fn parse_url(text: &str) -> Result<StoreUrl, &'static str> {
         Some((user, password)) => ((!user.is_empty()).then(|| user.to_string()), Some(Secret::from(password))),
         None => (None, None),
     };
-    Ok(StoreUrl { host: host.trim_matches(['[', ']']).to_string(), port, user, password, db, is_tls })
+    Ok(StoreUrl { host: host.to_string(), port, user, password, db, is_tls })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_urls_are_refused_or_read() {
+        let corpus: [&[u8]; 3] = [b"redis://user:pa:ss@host:6379/3", b"rediss://[::1]:7000", b"redis://:p@h/0"];
+        let url = parse_url("redis://user:pa@ss@host:1/3").expect("a URL");
+        assert_eq!((url.host.as_str(), url.port, url.db), ("host", 1, 3));
+        crate::fuzz::fuzz(&corpus, |bytes| {
+            if let Ok(url) = parse_url(&String::from_utf8_lossy(bytes)) {
+                assert!(!url.host.is_empty());
+                let _ = url.address();
+            }
+        });
+    }
+
+    /// Whatever stands in the file, there is a configuration or a report that can be shown.
+    #[test]
+    fn damaged_files_get_a_report() {
+        let corpus: [&[u8]; 2] = [
+            include_bytes!("../../tests/config/good/everything.toml"),
+            include_bytes!("../../tests/config/good/smallest.toml"),
+        ];
+        crate::fuzz::fuzz(&corpus, |bytes| {
+            if let Err(report) = crate::config::load::parse("proxy.toml", &String::from_utf8_lossy(bytes)) {
+                assert!(!report.to_string().is_empty());
+            }
+        });
+    }
 }

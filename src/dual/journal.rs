@@ -316,6 +316,19 @@ mod tests {
     }
 
     #[test]
+    fn damaged_journals_are_cut_or_damaged_or_whole_and_name_no_key_that_was_not_there() {
+        let whole = [HEADER, &frame(ADD, b"key:a"), &frame(ADD, b"key:b"), &frame(REMOVE, b"key:a")].concat();
+        crate::fuzz::fuzz(&[&whole, HEADER], |bytes| {
+            let (open, tail) = recover(bytes);
+            assert!(open.iter().all(|key| key.starts_with(b"key:")), "{open:?}");
+            match tail {
+                Tail::Whole => {}
+                Tail::Cut { at } | Tail::Damaged { at } => assert!(at <= bytes.len()),
+            }
+        });
+    }
+
+    #[test]
     fn a_journal_cut_at_any_byte_gives_what_was_whole() {
         let records = [frame(ADD, b"a"), frame(ADD, b"bb"), frame(REMOVE, b"a")];
         let whole = [HEADER, &records.concat()].concat();

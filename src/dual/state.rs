@@ -189,6 +189,16 @@ fn parse(text: &str) -> io::Result<Document> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn damaged_texts_are_refused_even_with_a_right_checksum() {
+        let body = r#"{"format":1,"number":3,"snapshot":{"version":7,"clean":true,"routes":[]}}"#;
+        crate::fuzz::fuzz(&[body.as_bytes(), b"\n00000000", b""], |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let _ = parse(&text);
+            let _ = parse(&format!("{text}\n{:08x}\n", crc32fast::hash(text.as_bytes())));
+        });
+    }
+
     fn record(phase: Phase) -> RouteRecord {
         RouteRecord { route: RouteName::Provider("42".into()), phase, coverage: None, in_doubt: false }
     }

@@ -25,5 +25,8 @@ impl Limits {
         Self { bulk_bytes_max: 16 << 10, query_bytes_max: 64 << 10, args_max: 10, inline_bytes_max: 16 << 10 };
 }
 
+/// Bytes of one reply: as many as a client may let wait. A node that promises more is no Redis, or asked for too much.
+pub const REPLY_BYTES_MAX: usize = 1 << 30;
+
 /// How deep a reply may nest; Redis's own replies stay under ten, scripts may build deeper ones.
 pub const REPLY_DEPTH_MAX: usize = 128;

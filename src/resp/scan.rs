@@ -6,7 +6,7 @@
 
 use smallvec::SmallVec;
 
-use crate::resp::limits::{Limits, REPLY_DEPTH_MAX};
+use crate::resp::limits::{Limits, REPLY_BYTES_MAX, REPLY_DEPTH_MAX};
 
 /// One argument: where it stands in its frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum ScanError {
     MissingTrailer,
     #[error("Protocol error: unknown type byte '{}' in a reply", .0.escape_ascii())]
     UnknownType(u8),
+    #[error("Protocol error: a reply is longer than allowed")]
+    ReplyTooLong,
     #[error("Protocol error: a reply nests deeper than allowed")]
     TooDeep,
 }
@@ -256,6 +258,9 @@ impl ReplyScanner {
                 self.owed.pop();
                 continue;
             }
+            if self.position > REPLY_BYTES_MAX {
+                return Err(ScanError::ReplyTooLong);
+            }
             let Some(&kind) = buffer.get(self.position) else { return Ok(None) };
             if let Some(after) = whole_bulk(buffer, self.position) {
                 *top -= 1;
@@ -264,7 +269,8 @@ impl ReplyScanner {
             }
             // A line of any length may be a simple string; one that is longer than a bulk may be is no Redis.
             let Some((end, after)) = line(buffer, self.position, 512 << 20)? else { return Ok(None) };
-            let text = &buffer[self.position + 1..end];
+            // A line without even its type byte ends where it begins.
+            let text = buffer.get(self.position + 1..end).ok_or(ScanError::UnknownType(kind))?;
             match kind {
                 b'+' | b'-' | b':' | b',' | b'#' | b'_' | b'(' => {
                     *top -= 1;
@@ -273,6 +279,9 @@ impl ReplyScanner {
                 b'$' | b'!' | b'=' => {
                     let length = number(text).ok_or(ScanError::InvalidLength)?;
                     let stop = if length < 0 { after } else { after + length as usize + 2 };
+                    if stop > REPLY_BYTES_MAX {
+                        return Err(ScanError::ReplyTooLong);
+                    }
                     if buffer.len() < stop {
                         self.wanted = stop;
                         return Ok(None);
@@ -388,6 +397,7 @@ mod tests {
     use redis_protocol::resp2;
 
     use super::*;
+    use crate::resp::reply;
 
     fn scan_pieces(frame: &[u8], cuts: &[usize]) -> Result<Option<usize>, ScanError> {
         let mut scanner = RequestScanner::default();
@@ -478,6 +488,72 @@ mod tests {
         for head in [&b"$007\r\n"[..], b"$0:\r\n", b"$1/2\r\n", b"$-1\r\n", b"$\r\n", b"$1\r", b"$12\rx", b"$"] {
             assert_eq!(short_head(head, 0), None, "{head:?}");
         }
+    }
+
+    #[test]
+    fn a_reply_that_promises_too_much_is_an_error_before_it_comes() {
+        for promise in [&b"$1073741824\r\n"[..], b"*2\r\n$99999999999\r\n", b"=1073741823\r\n"] {
+            assert_eq!(ReplyScanner::default().scan(promise), Err(ScanError::ReplyTooLong));
+        }
+        assert_eq!(ReplyScanner::default().scan(b"$536870912\r\n"), Ok(None));
+    }
+
+    const REQUESTS: [&[u8]; 5] = [
+        b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$12\r\n0123456789ab\r\n",
+        b"*1\r\n$4\r\nPING\r\n*2\r\n$3\r\nGET\r\n$0\r\n\r\n",
+        b"SET k \"a b\\x41\" 'c d'\r\nPING\r\n",
+        b"\r\n*0\r\n*-1\r\nPING\n",
+        b"*2\r\n$12345\r\nx",
+    ];
+
+    /// What has arrived, in one piece or in two, makes the same frames.
+    #[test]
+    fn damaged_requests_are_judged_alike_however_they_arrive() {
+        crate::fuzz::fuzz(&REQUESTS, |bytes| {
+            let limits = Limits { bulk_bytes_max: 1 << 20, ..Limits::default() };
+            let mut whole = RequestScanner::default();
+            let at_once = whole.scan(bytes, &limits);
+            for cut in 0..bytes.len().min(48) {
+                let mut scanner = RequestScanner::default();
+                let first = scanner.scan(&bytes[..cut], &limits);
+                let again = if first == Ok(None) { scanner.scan(bytes, &limits) } else { first };
+                assert_eq!(again, at_once, "cut at {cut}");
+                if matches!(at_once, Ok(Some(_))) {
+                    assert_eq!(scanner.args(), whole.args());
+                }
+            }
+            if let Ok(Some(length)) = at_once {
+                assert!(length <= bytes.len());
+                assert!(whole.args().iter().all(|arg| arg.start <= arg.end && arg.end as usize <= length));
+            }
+            // Words, or an error in Redis's words.
+            let _ = split_inline(bytes);
+        });
+    }
+
+    #[test]
+    fn damaged_replies_are_judged_alike_however_they_arrive() {
+        let corpus: [&[u8]; 6] = [
+            b"$3\r\nabc\r\n:1\r\n",
+            b"*2\r\n$1\r\na\r\n*2\r\n:1\r\n_\r\n",
+            b"%2\r\n+a\r\n~1\r\n#t\r\n+b\r\n,1.5\r\n",
+            b"|1\r\n+k\r\n+v\r\n>2\r\n+a\r\n=7\r\ntxt:abc\r\n",
+            b"-MOVED 3999 127.0.0.1:6381\r\n",
+            b"!5\r\nERR x\r\n(12345\r\n$-1\r\n*-1\r\n",
+        ];
+        crate::fuzz::fuzz(&corpus, |bytes| {
+            let at_once = ReplyScanner::default().scan(bytes);
+            for cut in 0..bytes.len() {
+                let mut scanner = ReplyScanner::default();
+                let first = scanner.scan(&bytes[..cut]);
+                let again = if first == Ok(None) { scanner.scan(bytes) } else { first };
+                assert_eq!(again, at_once, "cut at {cut}");
+            }
+            let Ok(Some(length)) = at_once else { return };
+            let frame = &bytes[..length];
+            let _ = (reply::elements(frame), reply::bulk(frame), reply::integer(frame), reply::double(frame));
+            let _ = (reply::redirect(frame), reply::error_word(frame), reply::error_text(frame), reply::is_null(frame));
+        });
     }
 
     #[test]

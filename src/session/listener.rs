@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::metrics::Totals;
@@ -16,6 +17,8 @@ use crate::wire::{Acceptor, Stream};
 
 /// How long a client may take for its handshake; it counts as a client meanwhile.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// As Redis's own `tcp-keepalive`.
+const KEEPALIVE: Duration = Duration::from_secs(300);
 /// Between two lines in the log that a handshake failed: whoever can connect could fill it.
 const WARN: Duration = Duration::from_secs(1);
 
@@ -44,7 +47,7 @@ impl Drop for Place {
 }
 
 /// Accepts for ever.
-pub async fn accept(listener: TcpListener, entrance: Rc<Entrance>) {
+pub async fn accept(listener: Rc<TcpListener>, entrance: Rc<Entrance>) {
     let warned = Rc::new(Cell::new(None));
     let mut is_failing = false;
     loop {
@@ -80,6 +83,8 @@ impl Entrance {
             return None;
         }
         let _ = stream.set_nodelay(true);
+        // A client whose machine is gone says nothing more: the system asks it, and it is counted out.
+        let _ = SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
         let local = stream.local_addr().unwrap_or(peer);
         self.open.set(self.open.get() + 1);
         let client = self.shared.clients.add(id, peer, local);

@@ -17,6 +17,7 @@ use tokio::task::LocalSet;
 use crate::audit::Audit;
 use crate::dual::traffic::TrafficBook;
 use crate::dual::{Audience, Copying, Engine, EngineParts, Load, Message, Peers, Subscribing};
+use crate::keep::keep;
 use crate::metrics::Totals;
 use crate::routing::{Side, Table};
 use crate::session::bounds::Bounds;
@@ -107,25 +108,28 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         audit: parts.audit,
         arena: RefCell::new(BytesMut::new()),
     });
-    let flusher = tokio::task::spawn_local(async move {
-        loop {
-            wake.notified().await;
-            stores.flush();
-            for replies in dirty.take() {
-                replies.flush();
+    let flusher = keep("flusher", move |_| {
+        let (wake, stores, dirty) = (wake.clone(), stores.clone(), dirty.clone());
+        async move {
+            loop {
+                wake.notified().await;
+                stores.flush();
+                for replies in dirty.take() {
+                    replies.flush();
+                }
             }
         }
     });
-    let ticker = tokio::task::spawn_local(tick(
-        engine.clone(),
-        parts.totals.clone(),
-        parts.clients,
-        parts.bounds.clone(),
-        parts.number,
-    ));
+    let (ticking, totals, bounds) = (engine.clone(), parts.totals.clone(), parts.bounds.clone());
+    let (clients, number) = (parts.clients, parts.number);
+    let ticker =
+        keep("ticker", move |_| tick(ticking.clone(), totals.clone(), clients.clone(), bounds.clone(), number));
     let open = Rc::new(Cell::new(0usize));
     let entrance = Rc::new(Entrance { shared, totals: parts.totals, tls: parts.tls, open: open.clone() });
-    let accept = |listener| tokio::task::spawn_local(listener::accept(listener, entrance.clone()));
+    let accept = |listener: TcpListener| {
+        let (listener, entrance) = (Rc::new(listener), entrance.clone());
+        keep("listener", move |_| listener::accept(listener.clone(), entrance.clone()))
+    };
     let accepting: Vec<_> = listeners.into_iter().map(accept).collect();
     let (inbox, hearing) = (parts.inbox, engine.clone());
     let hearing = tokio::task::spawn_local(async move { hearing.run_inbox(inbox).await });

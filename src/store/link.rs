@@ -15,6 +15,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio::sync::Notify;
 
+use crate::keep::{Turn, keep};
 use crate::resp::reply::{self, Protocol};
 use crate::resp::scan::ReplyScanner;
 use crate::store::connect::{connect, late};
@@ -266,7 +267,17 @@ impl<P: Pending> Link<P> {
             answered: Cell::new(0),
             requests: Cell::new(0),
         });
-        tokio::task::spawn_local(link.clone().run());
+        let kept = link.clone();
+        keep("link", move |turn| {
+            let link = kept.clone();
+            async move {
+                if turn == Turn::AfterPanic {
+                    // Nobody knows any more whose reply comes next.
+                    link.fail("an internal error", Some(LinkError::Lost));
+                }
+                link.run().await;
+            }
+        });
         link
     }
 

@@ -94,3 +94,24 @@ fn parse(frame: &[u8], answering: &str) -> Option<SlotMap> {
     }
     Some(SlotMap::new(ranges))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_layouts_are_refused_or_read_and_a_whole_one_is_known() {
+        let whole = b"*2\r\n*4\r\n:0\r\n:8191\r\n*4\r\n$9\r\n127.0.0.1\r\n:7000\r\n$2\r\nid\r\n*0\r\n*3\r\n$0\r\n\r\n:7003\r\n$2\r\nid\r\n*3\r\n:8192\r\n:16383\r\n*3\r\n$0\r\n\r\n:7001\r\n$2\r\nid\r\n";
+        let map = parse(whole, "10.0.0.1:7001").unwrap();
+        assert_eq!(map.owner(8191).map(|node| &**node), Some("127.0.0.1:7000"));
+        assert_eq!(map.owner(8192).map(|node| &**node), Some("10.0.0.1:7001"));
+        crate::fuzz::fuzz(&[whole], |bytes| {
+            // What is handed in is one whole frame.
+            if let Ok(Some(length)) = crate::resp::scan::ReplyScanner::default().scan(bytes)
+                && let Some(map) = parse(&bytes[..length], "10.0.0.1:7001")
+            {
+                let _ = (map.owner(0), map.owner(u16::MAX), map.slots_lost_by(0, &SlotMap::default()));
+            }
+        });
+    }
+}

@@ -16,6 +16,7 @@ mod disk;
 mod effects;
 mod fault;
 mod faults;
+mod hostile;
 mod keyspace;
 mod model;
 mod moves;
