@@ -15,9 +15,11 @@ demo: up .venv/.done
 test: .venv/.done
 	@docker/local.sh get-redis
 	@docker/local.sh get-chromium
+	@docker/local.sh get-promtool
 	cargo fmt --check
 	cargo test --locked --quiet
 	cargo doc --locked --no-deps --quiet
+	.venv/bin/python tests/packaging/check.py
 	.venv/bin/python tests/clients/clients.py
 	.venv/bin/python tests/dashboard/dashboard.py
 
@@ -28,7 +30,7 @@ bench:
 	cargo build --locked --release
 	python3 benches/whole.py
 
-.venv/.done: tests/requirements.txt
+.venv/.done: tests/requirements.txt tests/packaging/requirements.txt
 	python3 -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt -r tests/packaging/requirements.txt
 	@touch $@

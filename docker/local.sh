@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The local stack: a standalone Redis, a Redis Cluster of six nodes and the proxy, on loopback, data under .local/.
-#   local.sh up | down | stores | seed | get-redis | get-chromium
+#   local.sh up | down | stores | seed | get-redis | get-chromium | get-promtool
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,6 +24,13 @@ debian() {
         "${as[@]}" env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
             -o DPkg::Lock::Timeout=300 "$@" >/dev/null
     fi
+}
+
+# The tests of what stands in docker/ ask it.
+get_promtool() {
+    command -v promtool >/dev/null && return
+    debian prometheus
+    command -v promtool >/dev/null || fail "promtool is missing; install Prometheus (Debian: apt install prometheus, macOS: brew install prometheus)"
 }
 
 get_redis() {
@@ -199,6 +206,7 @@ case "${1:-}" in
     stores) stores ;;
     get-redis) get_redis ;;
     get-chromium) get_chromium ;;
+    get-promtool) get_promtool ;;
     seed) seed ;;
-    *) fail "usage: local.sh up|down|stores|seed|get-redis|get-chromium" ;;
+    *) fail "usage: local.sh up|down|stores|seed|get-redis|get-chromium|get-promtool" ;;
 esac

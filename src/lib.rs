@@ -9,13 +9,16 @@ pub mod config;
 pub mod dual;
 #[cfg(test)]
 mod fuzz;
+pub mod histogram;
 pub mod jobs;
 pub mod keep;
 pub mod metrics;
+pub mod process;
 pub mod resp;
 pub mod routing;
 pub mod secret;
 pub mod serve;
+pub mod service;
 pub mod session;
 pub mod slot;
 pub mod store;

@@ -6,6 +6,8 @@
 use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::histogram::{Reading, Summed};
+
 /// Panics of any thread, counted by the hook that logs them.
 pub static PANICS: AtomicU64 = AtomicU64::new(0);
 
@@ -28,20 +30,26 @@ pub struct Totals {
     pub subscription_links: AtomicU64,
     pub messages_delivered: AtomicU64,
     pub slow_clients: AtomicU64,
-    pub standalone_private_links: AtomicU64,
-    pub cluster_private_links: AtomicU64,
     pub journal_keys: AtomicU64,
     pub journal_bytes: AtomicU64,
     /// 1 or 0.
     pub journal_refused: AtomicU64,
-    /// 1 or 0.
-    pub standalone_up: AtomicU64,
-    pub cluster_up: AtomicU64,
-    /// Of a PING; 0: not known.
-    pub standalone_latency_us: AtomicU64,
-    pub cluster_latency_us: AtomicU64,
+    pub standalone: StoreTotals,
+    pub cluster: StoreTotals,
     /// In the order of [`REASONS`].
     pub refused: [AtomicU64; REASONS.len()],
+}
+
+/// Of one store.
+#[derive(Debug, Default)]
+pub struct StoreTotals {
+    /// 1 or 0.
+    pub up: AtomicU64,
+    /// Of a PING; 0: not known.
+    pub latency_us: AtomicU64,
+    pub round_trips: Summed,
+    pub slow: AtomicU64,
+    pub private_links: AtomicU64,
 }
 
 /// Why the proxy answered with an error of its own. `request`: the request itself was wrong (unknown command, wrong number
@@ -60,6 +68,7 @@ pub fn get(total: &AtomicU64) -> u64 {
 pub enum Kind {
     Counter,
     Gauge,
+    Histogram,
 }
 
 /// A page of metrics being written.
@@ -72,6 +81,31 @@ impl Page {
         self.family(name, kind, help, [(String::new(), value)]);
     }
 
+    /// The same under a name that is not this program's own.
+    pub fn add_plain(&mut self, name: &str, kind: Kind, help: &str, value: impl Display) {
+        self.head(name, kind, help);
+        self.line(name, "", value);
+    }
+
+    /// A histogram in seconds for each set of labels.
+    pub fn histogram<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        readings: impl IntoIterator<Item = (&'l [Pair<'l>], Reading)>,
+    ) {
+        let name = format!("cutover_{name}");
+        self.head(&name, Kind::Histogram, help);
+        for (labels, reading) in readings {
+            let bounds = reading.up_to.iter().map(|(bound, count)| (bound.to_string(), *count));
+            for (bound, count) in bounds.chain([("+Inf".to_string(), reading.count)]) {
+                self.line(&format!("{name}_bucket"), &label(&[labels, &[("le", &bound)]].concat()), count);
+            }
+            self.line(&format!("{name}_sum"), &label(labels), reading.sum_seconds);
+            self.line(&format!("{name}_count"), &label(labels), reading.count);
+        }
+    }
+
     /// A metric with labels: `{label="value"}` and the sample, for each.
     pub fn family<V: Display>(
         &mut self,
@@ -80,15 +114,25 @@ impl Page {
         help: &str,
         samples: impl IntoIterator<Item = (String, V)>,
     ) {
+        let name = format!("cutover_{name}");
+        self.head(&name, kind, help);
+        for (labels, value) in samples {
+            self.line(&name, &labels, value);
+        }
+    }
+
+    fn head(&mut self, name: &str, kind: Kind, help: &str) {
         let word = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
         // Writing to a String cannot fail.
-        let _ = writeln!(self.0, "# HELP cutover_{name} {help}\n# TYPE cutover_{name} {word}");
-        for (labels, value) in samples {
-            let _ = writeln!(self.0, "cutover_{name}{labels} {value}");
-        }
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {word}");
+    }
+
+    fn line(&mut self, name: &str, labels: &str, value: impl Display) {
+        let _ = writeln!(self.0, "{name}{labels} {value}");
     }
 
     /// The text.
@@ -97,9 +141,12 @@ impl Page {
     }
 }
 
+/// A label's name and value.
+pub type Pair<'l> = (&'l str, &'l str);
+
 /// `{name="value"}`, the value escaped as the text format asks.
-pub fn label(pairs: &[(&str, &str)]) -> String {
-    let pair = |(name, value): &(&str, &str)| {
+pub fn label(pairs: &[Pair<'_>]) -> String {
+    let pair = |(name, value): &Pair<'_>| {
         format!("{name}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
     };
     format!("{{{}}}", pairs.iter().map(pair).collect::<Vec<_>>().join(","))
@@ -194,29 +241,38 @@ pub fn totals(page: &mut Page, totals: &Totals) {
         "Requests that the proxy answered with an error of its own, by reason.",
         refused,
     );
-    let latencies = [("standalone", &totals.standalone_latency_us), ("cluster", &totals.cluster_latency_us)];
-    let known = latencies.iter().filter(|(_, micros)| get(micros) > 0);
-    let seconds = known.map(|(side, micros)| (label(&[("store", side)]), get(micros) as f64 / 1e6));
+    stores(page, totals);
+}
+
+/// What is known of each store.
+fn stores(page: &mut Page, totals: &Totals) {
+    use Kind::{Counter, Gauge};
+    let stores: [(&[Pair<'_>], _); 2] =
+        [(&[("store", "standalone")], &totals.standalone), (&[("store", "cluster")], &totals.cluster)];
+    let up = stores.map(|(labels, store)| (label(labels), get(&store.up)));
+    page.family("store_up", Gauge, "Whether the store answers.", up);
+    let known = stores.iter().filter(|(_, store)| get(&store.latency_us) > 0);
+    let seconds = known.map(|(labels, store)| (label(labels), get(&store.latency_us) as f64 / 1e6));
     page.family(
         "store_latency_seconds",
         Gauge,
         "Time of the last PING behind the requests that wait on a link; of the cluster's slowest primary.",
         seconds,
     );
-    let private = [("standalone", &totals.standalone_private_links), ("cluster", &totals.cluster_private_links)];
+    page.histogram(
+        "store_round_trip_seconds",
+        "From the write of a batch of requests to a node until the last of them is answered.",
+        stores.map(|(labels, store)| (labels, store.round_trips.read())),
+    );
+    let private = stores.map(|(labels, store)| (label(labels), get(&store.private_links)));
     page.family(
         "private_links",
         Gauge,
         "Connections that single clients have of their own, for a blocked command or WATCH; bound by private_links.",
-        private.map(|(side, taken)| (label(&[("store", side)]), get(taken))),
+        private,
     );
-    let up = [("standalone", &totals.standalone_up), ("cluster", &totals.cluster_up)];
-    page.family(
-        "store_up",
-        Gauge,
-        "Whether the store answers.",
-        up.map(|(side, up)| (label(&[("store", side)]), get(up))),
-    );
+    let slow = stores.map(|(labels, store)| (label(labels), get(&store.slow)));
+    page.family("slow_commands_total", Counter, "Commands that the store took longer for than log.slow_command.", slow);
 }
 
 #[cfg(test)]

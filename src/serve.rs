@@ -12,7 +12,7 @@ use std::fs::{File, TryLockError};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -42,7 +42,8 @@ use crate::serve::listeners::Listeners;
 use crate::session::users::Users;
 use crate::session::worker::{self, WorkerParts};
 use crate::session::{Bounds, Clients, Filter, Scripts, SessionLimits};
-use crate::store::{Loss, PrivateLinks, SlotMap, StoresConfig, topology};
+use crate::store::{Loss, PrivateLinks, SlotMap, SlowLimit, StoresConfig, topology};
+use crate::{process, service};
 
 pub use reach::{acceptor, seeds, standalone};
 
@@ -64,6 +65,7 @@ pub enum Beside {
 
 /// Runs the proxy until SIGTERM or SIGINT, or until another takes its place, and drains it. `path` is watched for changes.
 pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
+    process::started();
     let level = start_logging(config);
     std::panic::set_hook(Box::new(|panic| {
         PANICS.fetch_add(1, Ordering::Relaxed);
@@ -228,7 +230,22 @@ struct Program {
     admin: tokio::task::JoinHandle<()>,
     certificates: Certificates,
     totals: Arc<Totals>,
+    slow: SlowCommands,
     config: Config,
+}
+
+/// Which commands the log calls slow, and what it says of them.
+#[derive(Default)]
+struct SlowCommands {
+    limit: Arc<SlowLimit>,
+    shows_keys: Arc<AtomicBool>,
+}
+
+impl SlowCommands {
+    fn set(&self, log: &config::Log) {
+        self.limit.set(log.slow_command);
+        self.shows_keys.store(log.slow_command_keys, Ordering::Relaxed);
+    }
 }
 
 impl Program {
@@ -250,12 +267,15 @@ impl Program {
         let slot_map = Arc::new(ArcSwap::from_pointee(SlotMap::default()));
         let refresh = Arc::new(Notify::new());
         let loss = Arc::new(Loss::default());
+        let slow = SlowCommands::default();
+        slow.set(&config.log);
         let stores = StoresConfig {
             standalone: standalone(config)?,
             cluster: seeds(config)?,
             slot_map: slot_map.clone(),
             refresh: refresh.clone(),
             loss: loss.clone(),
+            slow: slow.limit.clone(),
             queue_bytes_max: config
                 .cluster
                 .as_ref()
@@ -291,6 +311,7 @@ impl Program {
                 users: users.clone(),
                 tls: tls.clone(),
                 stores: stores.clone(),
+                slow_keys: slow.shows_keys.clone(),
                 db: config.standalone.urls.first().map_or(0, |url| url.db),
                 table: table.load_full(),
                 peers: peers.clone(),
@@ -356,6 +377,7 @@ impl Program {
             admin,
             certificates,
             totals,
+            slow,
             config: config.clone(),
         })
     }
@@ -400,6 +422,7 @@ impl Program {
         });
         let (listen, admin) = (self.config.listen.address, self.config.admin.address);
         let scheme = if self.config.listen.tls.is_some() { "rediss" } else { "redis" };
+        service::tell(&format!("READY=1\nSTATUS=serving {scheme}://{listen}/0"));
         tracing::info!(url = %format!("{scheme}://{listen}/0"), admin = %format!("http://{admin}/"), workers = self.workers.len(), "serving");
         let sockets = std::mem::take(&mut self.sockets);
         let mut handed_over = tokio::spawn(takeover::offer(self.config.state_directory.clone(), sockets));
@@ -423,7 +446,7 @@ impl Program {
         self.drain().await
     }
 
-    async fn reload(&mut self, path: &Path, level: &LevelHandle) {
+    async fn reload(&self, path: &Path, level: &LevelHandle) {
         let crc = file_crc(path);
         let config = match config::load(path) {
             Ok(config) => config,
@@ -432,16 +455,14 @@ impl Program {
                 return self.adopter.note_refusal(report.to_string(), crc);
             }
         };
-        if config.log.level != self.config.log.level
-            && let Err(error) = level.reload(filter(&config.log.level))
-        {
+        if let Err(error) = level.reload(filter(&config.log.level)) {
             tracing::warn!(%error, "the log level stays as it was");
         }
-        self.config.log.level = config.log.level.clone();
         self.bounds.set(&limits(&config));
         self.change_users(&config);
         self.adopter.set_flip_timeout(config.flip_timeout);
         set_copying(&self.copying, config.copying);
+        self.slow.set(&config.log);
         for setting in needs_restart(&self.config, &config) {
             tracing::warn!(setting, "changed in proxy.toml; it takes effect at the next start");
         }
@@ -472,6 +493,7 @@ impl Program {
 
     /// Lets clients have their answers and the followers their effects, and notes whether all of it was done.
     async fn drain(&mut self) -> anyhow::Result<()> {
+        service::tell("STOPPING=1\nSTATUS=draining");
         tracing::info!("draining: no new clients, everything that was asked is answered");
         self.jobs.interrupt().await;
         for worker in 0..self.peers.0.len() {

@@ -44,9 +44,9 @@ pub async fn table(State(parts): State<Parts>) -> Json<Value> {
 /// The same without the routes.
 pub fn head(parts: &Parts, table: &Table) -> Value {
     let totals = &parts.totals;
-    let store = |up, latency_us| {
-        let micros = metrics::get(latency_us);
-        json!({ "up": metrics::get(up) == 1, "latency_ms": (micros > 0).then(|| micros as f64 / 1e3) })
+    let store = |store: &metrics::StoreTotals| {
+        let micros = metrics::get(&store.latency_us);
+        json!({ "up": metrics::get(&store.up) == 1, "latency_ms": (micros > 0).then(|| micros as f64 / 1e3) })
     };
     let refused = metrics::REASONS.iter().zip(&totals.refused).map(|(reason, count)| (*reason, metrics::get(count)));
     json!({
@@ -56,8 +56,8 @@ pub fn head(parts: &Parts, table: &Table) -> Value {
         "refused": parts.adopter.refused(),
         "pubsub": table.pubsub(),
         "stores": {
-            "standalone": store(&totals.standalone_up, &totals.standalone_latency_us),
-            "cluster": store(&totals.cluster_up, &totals.cluster_latency_us),
+            "standalone": store(&totals.standalone),
+            "cluster": store(&totals.cluster),
         },
         "clients": metrics::get(&totals.clients),
         "requests_total": metrics::get(&totals.requests),

@@ -257,8 +257,8 @@ impl Feed {
         samples.push_back(Sample(
             now_ms(),
             rate.round(),
-            milliseconds(metrics::get(&parts.totals.standalone_latency_us)),
-            milliseconds(metrics::get(&parts.totals.cluster_latency_us)),
+            milliseconds(metrics::get(&parts.totals.standalone.latency_us)),
+            milliseconds(metrics::get(&parts.totals.cluster.latency_us)),
         ));
         requests
     }

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use crate::admin::routes::Traffic;
 use crate::admin::{Parts, uptime};
 use crate::metrics::{self, Kind, Page, label};
+use crate::process;
 use crate::routing::{Phase, Table};
 
 /// Routes that have series of their own; beyond, only the totals. Prometheus suffers from more.
@@ -16,10 +17,10 @@ const ROUTE_SERIES_MAX: usize = 1_000;
 pub async fn ready(State(parts): State<Parts>) -> Response {
     let table = parts.adopter.table();
     let mut missing = Vec::new();
-    if metrics::get(&parts.totals.standalone_up) == 0 {
+    if metrics::get(&parts.totals.standalone.up) == 0 {
         missing.push("the standalone does not answer");
     }
-    if needs_cluster(&table) && metrics::get(&parts.totals.cluster_up) == 0 {
+    if needs_cluster(&table) && metrics::get(&parts.totals.cluster.up) == 0 {
         missing.push("the cluster does not answer on every primary");
     }
     match missing.is_empty() {
@@ -46,6 +47,8 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         refused,
     );
     page.add("uptime_seconds", Kind::Gauge, "Since the proxy was started.", uptime(&parts).as_secs());
+    let build = label(&[("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)]);
+    page.family("build_info", Kind::Gauge, "Always 1; its labels say what runs.", [(build, 1)]);
     let phases = Phase::ALL.map(|phase| {
         let routes = table.routes().iter().filter(|route| route.phase == phase).count();
         (label(&[("phase", &phase.to_string())]), routes)
@@ -73,12 +76,12 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
     let traffic = Traffic::now(&parts, &table);
     let shown: Vec<_> =
         table.routes().iter().map(|route| (of(&route.name), traffic.of(route))).take(ROUTE_SERIES_MAX).collect();
-    let rates = shown.iter().map(|(labels, rate)| (labels.clone(), format!("{:.1}", rate.per_second)));
+    let requests = shown.iter().map(|(labels, rate)| (labels.clone(), rate.requests));
     page.family(
-        "route_operations_per_second",
-        Kind::Gauge,
-        "Requests for a route's keys, of the last seconds, sampled; for the first 1,000 routes.",
-        rates,
+        "route_requests_total",
+        Kind::Counter,
+        "Requests for a route's keys, estimated from samples where there are many; for the first 1,000 routes.",
+        requests,
     );
     let refusals = shown.iter().map(|(labels, rate)| (labels.clone(), rate.refusals));
     page.family(
@@ -103,6 +106,8 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         "Copies by type that were refused because only a module can read the key, tries included.",
         copies.refused,
     );
+    let omitted = table.routes().len().saturating_sub(ROUTE_SERIES_MAX);
+    page.add("routes_without_series", Kind::Gauge, "Routes beyond the 1,000 that have series of their own.", omitted);
     let running = parts.jobs.list().iter().filter(|job| job.is_running()).count();
     page.add("jobs_running", Kind::Gauge, "Backfills and verifications that are running.", running);
     page.add(
@@ -117,5 +122,6 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         "Listeners that were let go because they were behind.",
         parts.feed.dropped(),
     );
+    process::metrics(&mut page);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.finish()).into_response()
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::admin::Parts;
+use crate::dual::traffic::Seen;
 use crate::routing::{Coverage, Phase, Route, RouteName, Table};
 
 /// One route, as shown.
@@ -36,6 +37,8 @@ pub struct RouteView {
 /// Traffic of one route.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rate {
+    /// Since the proxy was started; estimated where there is much traffic.
+    pub requests: u64,
     pub per_second: f64,
     pub refusals: u64,
 }
@@ -53,12 +56,14 @@ impl Traffic {
         for seen in parts.traffic.seen(Instant::now()) {
             let Some(line) = table.covering(&seen.name) else { continue };
             let sum = traffic.lines.entry(line.name.clone()).or_default();
+            sum.requests += seen.requests;
             sum.per_second += seen.per_second;
             sum.refusals += seen.refusals;
             if let RouteName::Provider(id) = &*seen.name
                 && line.name != *seen.name
             {
-                traffic.others.push((id.clone(), Rate { per_second: seen.per_second, refusals: seen.refusals }));
+                let Seen { requests, per_second, refusals, .. } = seen;
+                traffic.others.push((id.clone(), Rate { requests, per_second, refusals }));
             }
         }
         traffic.others.sort_unstable_by(|left, right| left.0.cmp(&right.0));

@@ -36,6 +36,15 @@ impl ApiClient {
         self.understand(answer)
     }
 
+    /// Reads what is no JSON; an answer that is no success is an error with its text.
+    pub fn get_text(&self, path: &str) -> anyhow::Result<String> {
+        let answer = self.agent.get(format!("{}{path}", self.base)).call();
+        self.text(answer).and_then(|(status, text)| match status.is_success() {
+            true => Ok(text),
+            false => bail!("{}", text.trim()),
+        })
+    }
+
     /// Changes something.
     pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         let mut request = self.agent.post(format!("{}{path}", self.base));
@@ -45,7 +54,10 @@ impl ApiClient {
         self.understand(request.send_json(body))
     }
 
-    fn understand(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
+    fn text(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> anyhow::Result<(ureq::http::StatusCode, String)> {
         let mut answer = answer.with_context(|| {
             format!(
                 "the proxy's admin side does not answer at {}; is `cutover serve` running with this configuration?",
@@ -53,7 +65,12 @@ impl ApiClient {
             )
         })?;
         let text = answer.body_mut().read_to_string().context("read the proxy's answer")?;
-        if answer.status().is_success() {
+        Ok((answer.status(), text))
+    }
+
+    fn understand(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<Value> {
+        let (status, text) = self.text(answer)?;
+        if status.is_success() {
             return serde_json::from_str(&text).context("understand the proxy's answer");
         }
         let reason =

@@ -7,6 +7,7 @@ mod change;
 mod check;
 mod consent;
 mod facts;
+mod health;
 mod init;
 mod interrupt;
 mod inventory;
@@ -110,6 +111,15 @@ enum Command {
     Prepare(Prepare),
     /// Reads and judges the configuration, reaches both stores, and says what the next reload would flip.
     Check,
+    /// Asks the running proxy whether it can serve: with every store that its table needs. Exits 1, with the reason, if not.
+    ///
+    /// For health checks of containers, which have no other program to ask with.
+    #[command(verbatim_doc_comment)]
+    Health {
+        /// Asks only whether the proxy itself is alive, whatever the stores do.
+        #[arg(long)]
+        live: bool,
+    },
     /// Shows each route: phase, leader, keys copied, synced, open divergence, requests a second; and both stores' latency.
     ///
     /// COPIED counts the keys that the route's last backfill in this run of the proxy has copied. SYNCED says whether both
@@ -372,6 +382,7 @@ fn execute(cli: &Cli) -> anyhow::Result<u8> {
         Command::Prepare(asked) => prepare::run(&config()?, asked, as_json),
         Command::Check => check::run(&config()?, path, as_json),
         Command::Status(asked) => status::run(&config()?, asked, as_json),
+        Command::Health { live } => health::run(&config()?, *live),
         Command::Audit => audit::run(&config()?, as_json),
         Command::Inventory(asked) => inventory::run(&config()?, asked, as_json),
         Command::Move(asked) => change::run(&config()?, path, asked, as_json),

@@ -59,6 +59,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
             Some("human or json".into()),
         ));
     }
+    let slow_command = slow_command(file.log.slow_command.as_ref(), reporter, &mut findings);
     let routing = routing(&file, reporter, &mut findings);
     let copying = Copying {
         is_by_type: one_of(file.copying.method.as_ref(), ["dump", "by-type"], reporter, &mut findings),
@@ -84,7 +85,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         findings.sort_by_key(|finding| finding.line);
         return Err(Report { findings });
     }
-    let log = Config::log_of(&file.log);
+    let log = Config::log_of(&file.log, slow_command);
     Ok(Config {
         listen,
         admin: Config::admin_of(file.admin, loopback(9380)),
@@ -136,6 +137,27 @@ fn tls(
         }
     };
     Some(StoreTls { ca, identity, is_unverified, server_name })
+}
+
+/// What a command takes before it is logged as slow; `None` for "off".
+fn slow_command(
+    text: Option<&Spanned<String>>,
+    reporter: &Reporter<'_>,
+    findings: &mut Vec<Finding>,
+) -> Option<Duration> {
+    const DEFAULT: Duration = Duration::from_millis(100);
+    let Some(text) = text else { return Some(DEFAULT) };
+    if text.get_ref() == "off" {
+        return None;
+    }
+    match humantime::parse_duration(text.get_ref()) {
+        Ok(limit) => Some(limit),
+        Err(error) => {
+            let message = format!("`{}` is no duration: {error}", text.get_ref());
+            findings.push(reporter.at(text.span(), message, Some("write it as \"100ms\", or \"off\"".into())));
+            None
+        }
+    }
 }
 
 fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) -> RoutingSpec {

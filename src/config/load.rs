@@ -145,6 +145,9 @@ pub(super) struct StateSection {
 pub(super) struct LogSection {
     pub level: Option<String>,
     pub format: Option<Spanned<String>>,
+    pub slow_command: Option<Spanned<String>>,
+    #[serde(default)]
+    pub slow_command_keys: bool,
 }
 
 /// Reads and judges a file. The report names every finding with its line.
@@ -310,8 +313,9 @@ impl Config {
         Admin { address, token: section.token.map(Spanned::into_inner) }
     }
 
-    pub(super) fn log_of(section: &LogSection) -> Log {
+    pub(super) fn log_of(section: &LogSection, slow_command: Option<Duration>) -> Log {
         let json = section.format.as_ref().is_some_and(|format| format.get_ref() == "json");
-        Log { level: section.level.clone().unwrap_or_else(|| "info".into()), json }
+        let level = section.level.clone().unwrap_or_else(|| "info".into());
+        Log { level, json, slow_command, slow_command_keys: section.slow_command_keys }
     }
 }

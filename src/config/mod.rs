@@ -146,4 +146,8 @@ pub struct Copying {
 pub struct Log {
     pub level: String,
     pub json: bool,
+    /// `None`: no command counts as slow.
+    pub slow_command: Option<Duration>,
+    /// Whether the log names the keys of slow commands.
+    pub slow_command_keys: bool,
 }

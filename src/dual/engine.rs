@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use slab::Slab;
@@ -27,6 +28,7 @@ use crate::dual::lane::{Lane, Mode, Order, Work};
 use crate::dual::message::{Message, Peers, Way};
 use crate::dual::operation::{LaneOp, LaneReply, Standing};
 use crate::dual::probe::{Probes, Timing};
+use crate::dual::slow_log::SlowLog;
 use crate::dual::subscriptions::SubscriptionLoad;
 use crate::dual::traffic::{Traffic, TrafficBook};
 use crate::resp::refusal::Refusal;
@@ -34,7 +36,7 @@ use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::routing::{Plan, Side, Table};
 use crate::slot;
-use crate::store::{LinkError, Reply, Stores, Waiter};
+use crate::store::{LinkError, Reply, StoreSide, Stores, Waiter};
 
 /// Keys that one lane remembers as whole on both stores: 16 bytes each, so 16 MiB a worker and an unsynced route.
 const PRESENT_KEYS_MAX: usize = 1 << 20;
@@ -193,6 +195,7 @@ pub struct Inner {
     pub(super) journal: Arc<Journal>,
     pub(super) traffic: Traffic,
     pub(super) probes: Probes,
+    slow_log: SlowLog,
     pub(super) opened: tokio::sync::Notify,
     pub(super) closing: tokio::sync::Notify,
     pub(super) stopping: Cell<bool>,
@@ -210,6 +213,8 @@ pub struct EngineParts {
     pub journal: Arc<Journal>,
     pub copying: Arc<Copying>,
     pub traffic: Arc<TrafficBook>,
+    /// Whether the log of slow commands names keys.
+    pub slow_keys: Arc<AtomicBool>,
     /// Shared by all workers, as is the audience.
     pub subscribing: Arc<Subscribing>,
     pub audience: Arc<Audience>,
@@ -238,6 +243,7 @@ impl Engine {
             journal: parts.journal,
             traffic: Traffic::new(parts.traffic),
             probes: Probes::default(),
+            slow_log: SlowLog::new(parts.slow_keys),
             opened: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),
             stopping: Cell::new(false),
@@ -429,7 +435,9 @@ impl Engine {
         self.0.repair();
         self.0.look_at_drains();
         self.0.follow_primaries();
-        self.0.traffic.tick(std::time::Instant::now());
+        let now = std::time::Instant::now();
+        self.0.traffic.tick(now);
+        self.0.slow_log.tick(&self.0.stores, &self.0.table.borrow(), now);
     }
 
     /// Notes that a request for a key was refused because its keys are not in one place.
@@ -448,6 +456,8 @@ impl Engine {
             diverged_keys: diverged_keys as u64,
             held_bytes: self.0.stores.held_bytes(),
             subscriptions: self.0.channels.subscriptions.load(),
+            slow_standalone: self.0.stores.watch(StoreSide::Standalone).slow(),
+            slow_cluster: self.0.stores.watch(StoreSide::Cluster).slow(),
         }
     }
 }
@@ -467,6 +477,9 @@ pub struct Load {
     /// [`Stores::held_bytes`].
     pub held_bytes: u64,
     pub subscriptions: SubscriptionLoad,
+    /// Requests that the store took long for, since the start.
+    pub slow_standalone: u64,
+    pub slow_cluster: u64,
 }
 
 impl Inner {

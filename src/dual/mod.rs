@@ -21,6 +21,7 @@ mod pieces;
 mod presence;
 mod probe;
 mod push;
+mod slow_log;
 pub mod state;
 mod subscriptions;
 pub mod traffic;

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -29,7 +29,7 @@ use crate::session::scripts::Scripts;
 use crate::session::session::Shared;
 use crate::session::users::Users;
 use crate::store::link::Dirty;
-use crate::store::{Stores, StoresConfig};
+use crate::store::{StoreSide, Stores, StoresConfig};
 use crate::wire::Acceptor;
 
 const TICK: Duration = Duration::from_millis(25);
@@ -45,6 +45,7 @@ pub struct WorkerParts {
     /// Set where clients speak TLS.
     pub tls: Option<Arc<Acceptor>>,
     pub stores: StoresConfig,
+    pub slow_keys: Arc<AtomicBool>,
     pub db: u32,
     pub table: Arc<Table>,
     pub peers: Peers,
@@ -94,6 +95,7 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         journal: parts.journal,
         copying: parts.copying,
         traffic: parts.traffic,
+        slow_keys: parts.slow_keys,
         subscribing: parts.subscribing,
         audience: parts.audience,
     });
@@ -171,7 +173,12 @@ async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, bounds
         publish(&totals.subscriptions, heard_before.members, heard.members);
         publish(&totals.subscription_links, heard_before.feeds, heard.feeds);
         publish(&totals.messages_delivered, heard_before.delivered, heard.delivered);
+        publish(&totals.standalone.slow, last.slow_standalone, now.slow_standalone);
+        publish(&totals.cluster.slow, last.slow_cluster, now.slow_cluster);
         last = now;
+        for (side, totals) in [(StoreSide::Standalone, &totals.standalone), (StoreSide::Cluster, &totals.cluster)] {
+            engine.stores().watch(side).latency.publish(&totals.round_trips);
+        }
         refused::publish(&totals.refused);
         replies::publish_slow(&totals.slow_clients);
         if number == 0 {
@@ -180,13 +187,13 @@ async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, bounds
             }
             engine.probe(Instant::now());
             let micros = |side| engine.latency(side, Instant::now()).map_or(0, |took| took.as_micros().max(1) as u64);
-            totals.standalone_latency_us.store(micros(Side::Standalone), Ordering::Relaxed);
-            totals.cluster_latency_us.store(micros(Side::Cluster), Ordering::Relaxed);
-            use crate::store::StoreSide::{Cluster, Standalone};
-            totals.standalone_up.store(engine.stores().is_up(Standalone).into(), Ordering::Relaxed);
-            totals.cluster_up.store(engine.stores().is_up(Cluster).into(), Ordering::Relaxed);
-            totals.standalone_private_links.store(engine.stores().private_links(Standalone), Ordering::Relaxed);
-            totals.cluster_private_links.store(engine.stores().private_links(Cluster), Ordering::Relaxed);
+            totals.standalone.latency_us.store(micros(Side::Standalone), Ordering::Relaxed);
+            totals.cluster.latency_us.store(micros(Side::Cluster), Ordering::Relaxed);
+            totals.standalone.up.store(engine.stores().is_up(StoreSide::Standalone).into(), Ordering::Relaxed);
+            totals.cluster.up.store(engine.stores().is_up(StoreSide::Cluster).into(), Ordering::Relaxed);
+            let private = |side| engine.stores().private_links(side);
+            totals.standalone.private_links.store(private(StoreSide::Standalone), Ordering::Relaxed);
+            totals.cluster.private_links.store(private(StoreSide::Cluster), Ordering::Relaxed);
         }
     }
 }

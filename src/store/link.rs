@@ -20,6 +20,7 @@ use crate::resp::reply::{self, Protocol};
 use crate::resp::scan::ReplyScanner;
 use crate::store::connect::{connect, late};
 use crate::store::private_link::{Greeting, end, greet, run_id};
+use crate::store::stopwatch::{Batches, Stopwatch};
 use crate::store::{LinkError, Login, Loss, Reply, Timeouts};
 use crate::wire::{self, Connector, ReadHalf, WriteHalf};
 
@@ -232,6 +233,8 @@ pub struct Link<P> {
     loss: Arc<Loss>,
     answered: Cell<u64>,
     requests: Cell<u64>,
+    batches: Batches,
+    watch: Rc<Stopwatch>,
 }
 
 impl<P: Pending> Link<P> {
@@ -242,6 +245,7 @@ impl<P: Pending> Link<P> {
         now: Rc<Cell<Instant>>,
         queue_bytes_max: usize,
         loss: Arc<Loss>,
+        watch: Rc<Stopwatch>,
     ) -> Rc<Self> {
         let link = Rc::new(Self {
             endpoint,
@@ -266,6 +270,8 @@ impl<P: Pending> Link<P> {
             loss,
             answered: Cell::new(0),
             requests: Cell::new(0),
+            batches: Batches::default(),
+            watch,
         });
         let kept = link.clone();
         keep("link", move |turn| {
@@ -350,6 +356,7 @@ impl<P: Pending> Link<P> {
         if !self.is_up.get() {
             return;
         }
+        self.batches.write(self.requests.get());
         let mut out = self.out.borrow_mut();
         match out.write_to(&stream) {
             Ok(written) => {
@@ -466,10 +473,12 @@ impl<P: Pending> Link<P> {
                 Ok(_) => self.now.set(Instant::now()),
                 Err(error) => return wire::explain(&error),
             }
+            let now = self.now.get();
+            let slow_until = self.batches.slow_until(now, &self.watch);
             loop {
                 match scanner.scan(&buffer) {
                     Ok(Some(length)) => {
-                        if let Err(reason) = self.take(&mut buffer, length) {
+                        if let Err(reason) = self.take(&mut buffer, length, slow_until) {
                             return reason;
                         }
                     }
@@ -477,11 +486,12 @@ impl<P: Pending> Link<P> {
                     Err(error) => return error.to_string(),
                 }
             }
+            self.batches.answer(self.answered.get(), now, &self.watch);
         }
     }
 
-    /// Gives the reply in `buffer[..length]` to whom it belongs.
-    fn take(&self, buffer: &mut BytesMut, length: usize) -> Result<(), String> {
+    /// Gives the reply in `buffer[..length]` to whom it belongs. `slow_until`: the last request that took long.
+    fn take(&self, buffer: &mut BytesMut, length: usize, slow_until: u64) -> Result<(), String> {
         if reply::is_push(&buffer[..length]) {
             buffer.advance(length);
             return Ok(());
@@ -509,6 +519,9 @@ impl<P: Pending> Link<P> {
             return Ok(());
         };
         self.answered.set(self.answered.get() + 1);
+        if self.answered.get() <= slow_until {
+            self.note_slow(pending.outgoing().request);
+        }
         match first_error {
             // The cause, not EXECABORT: a redirect in it sends the batch to where it belongs.
             Some(error) => {
@@ -524,6 +537,12 @@ impl<P: Pending> Link<P> {
         Ok(())
     }
 
+    #[cold]
+    fn note_slow(&self, request: &Bytes) {
+        let took = self.batches.age(self.answered.get(), self.now.get());
+        self.watch.note(&self.endpoint.address, request, took);
+    }
+
     /// Ends everything on the link. With `sent_error`, what was at least partly written gets it; the rest did not run.
     fn fail(&self, reason: &str, sent_error: Option<LinkError>) {
         self.is_up.set(false);
@@ -532,6 +551,7 @@ impl<P: Pending> Link<P> {
         let entries = std::mem::take(&mut *self.entries.borrow_mut());
         *self.head.borrow_mut() = Head::default();
         *self.out.borrow_mut() = OutBuffer::keeping(LINK_KEPT_BYTES);
+        self.batches.clear();
         let written = self.written.replace(self.appended.get());
         let length = |entry: &Entry<P>| {
             let Outgoing { prefix, request, .. } = entry.outgoing();

@@ -11,6 +11,7 @@ mod loss;
 pub mod private_link;
 pub mod rdb;
 pub mod slot_map;
+mod stopwatch;
 mod stores;
 pub mod topology;
 
@@ -23,6 +24,7 @@ use crate::secret::Secret;
 pub use loss::Loss;
 pub use private_link::{PrivateLink, PrivateLinks};
 pub use slot_map::SlotMap;
+pub use stopwatch::{SlowLimit, SlowRequest, Stopwatch};
 pub use stores::{StoreSide, Stores, StoresConfig};
 
 /// Why a store gave no answer.

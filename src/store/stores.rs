@@ -14,7 +14,7 @@ use crate::resp::reply::Protocol;
 use crate::store::cluster::{Barrier, Destination, Held, Hold, Item, Probe};
 use crate::store::link::{Dirty, Endpoint, Link};
 use crate::store::private_link::{PrivateLinks, PrivatePlace};
-use crate::store::{LinkError, Loss, SlotMap, Waiter};
+use crate::store::{LinkError, Loss, SlotMap, SlowLimit, Stopwatch, Waiter};
 
 /// Requests that go alone at a tick, to find out which destinations take requests again: a cluster that is down has up to
 /// 16,384 of them, a slot each.
@@ -35,6 +35,7 @@ pub struct StoresConfig {
     /// Bytes that may wait in one link, and in a worker for all slots and databases that are not to be reached.
     pub queue_bytes_max: usize,
     pub private_links: PrivateLinks,
+    pub slow: Arc<SlowLimit>,
 }
 
 /// One of the two stores.
@@ -76,6 +77,8 @@ pub(super) struct Inner<W: Waiter> {
     passed: Cell<Option<Instant>>,
     dirty: Rc<Dirty<Link<Item<W>>>>,
     now: Rc<Cell<Instant>>,
+    standalone_watch: Rc<Stopwatch>,
+    cluster_watch: Rc<Stopwatch>,
 }
 
 impl<W: Waiter> Stores<W> {
@@ -83,12 +86,14 @@ impl<W: Waiter> Stores<W> {
     pub fn new(config: StoresConfig, wake: Rc<Notify>) -> Self {
         let dirty = Rc::new(Dirty::new(wake));
         let now = Rc::new(Cell::new(Instant::now()));
+        let [standalone_watch, cluster_watch] = [(); 2].map(|()| Rc::new(Stopwatch::new(config.slow.clone())));
         let main = Link::start(
             config.standalone.clone(),
             dirty.clone(),
             now.clone(),
             config.queue_bytes_max,
             config.loss.clone(),
+            standalone_watch.clone(),
         );
         Self(Rc::new(Inner {
             config,
@@ -102,6 +107,8 @@ impl<W: Waiter> Stores<W> {
             passed: Cell::new(None),
             dirty,
             now,
+            standalone_watch,
+            cluster_watch,
         }))
     }
 
@@ -195,6 +202,14 @@ impl<W: Waiter> Stores<W> {
                 let primaries = self.0.primaries.borrow();
                 !primaries.links.is_empty() && primaries.links.iter().all(|link| link.is_up())
             }
+        }
+    }
+
+    /// How long the store takes.
+    pub fn watch(&self, side: StoreSide) -> &Stopwatch {
+        match side {
+            StoreSide::Standalone => &self.0.standalone_watch,
+            StoreSide::Cluster => &self.0.cluster_watch,
         }
     }
 
@@ -387,7 +402,7 @@ impl<W: Waiter> Inner<W> {
         }
         let pattern = self.config.cluster.first().unwrap_or(&self.config.standalone);
         let endpoint = Endpoint { address: address.clone(), db: 0, ..pattern.clone() };
-        let link = self.start(endpoint);
+        let link = self.start(endpoint, &self.cluster_watch);
         self.nodes.borrow_mut().insert(address.clone(), link.clone());
         link
     }
@@ -396,18 +411,19 @@ impl<W: Waiter> Inner<W> {
         if let Some(link) = self.databases.borrow().get(&db) {
             return link.clone();
         }
-        let link = self.start(Endpoint { db, ..self.config.standalone.clone() });
+        let link = self.start(Endpoint { db, ..self.config.standalone.clone() }, &self.standalone_watch);
         self.databases.borrow_mut().insert(db, link.clone());
         link
     }
 
-    fn start(&self, endpoint: Endpoint) -> NodeLink<W> {
+    fn start(&self, endpoint: Endpoint, watch: &Rc<Stopwatch>) -> NodeLink<W> {
         Link::start(
             endpoint,
             self.dirty.clone(),
             self.now.clone(),
             self.config.queue_bytes_max,
             self.config.loss.clone(),
+            watch.clone(),
         )
     }
 

@@ -67,8 +67,9 @@ pub const PLACES: &[(&[&str], &[&str], &str)] = &[
             "src/serve.rs",
             "src/serve/",
             "src/cli/",
+            "src/process.rs",
         ],
-        "files are read and written where their crash safety is thought about",
+        "files are read and written where their crash safety is thought about, and /proc is read where its form is known",
     ),
 ];
 

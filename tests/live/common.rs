@@ -132,7 +132,7 @@ impl Drop for Redis {
     }
 }
 
-fn signal(pid: u32, name: &str) {
+pub fn signal(pid: u32, name: &str) {
     let done = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().expect("run kill");
     assert!(done.success(), "kill -{name} {pid}");
 }

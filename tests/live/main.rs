@@ -28,3 +28,4 @@ mod succession;
 mod tagged;
 mod tls;
 mod users;
+mod watching;
