@@ -34,3 +34,8 @@ bench:
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt -r tests/packaging/requirements.txt
 	@touch $@
+
+# docs/configuration.md and docs/commands.md, from the code; a house test compares them.
+.PHONY: docs
+docs:
+	UPDATE_DOCS=1 cargo test --locked --quiet --test house references

@@ -17,6 +17,7 @@ pub mod process;
 pub mod resp;
 pub mod routing;
 pub mod secret;
+pub mod seldom;
 pub mod serve;
 pub mod service;
 pub mod session;

@@ -108,7 +108,7 @@ pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
         let signals = Signals::listen()?;
         let program = Program::start(config, path, table, state, journal, totals, inherited)?;
         if let Some(refused) = refused {
-            tracing::error!(reason = %refused, "proxy.toml was changed while the proxy was down in a way that could lose data; going on with the last adopted table");
+            tracing::error!(reason = %refused, "proxy.toml was changed while the proxy was down in a way that could lose data; going on with the last adopted table until the file can be adopted");
             program.adopter.note_refusal(refused.to_string(), file_crc(path));
         }
         // Also where the table is the one of the last run: from here on its clean end says nothing any more.
@@ -385,7 +385,10 @@ impl Program {
     /// What an earlier run left open.
     fn recover(&self, diverged: HashSet<Bytes>, is_clean: bool) {
         if !diverged.is_empty() {
-            tracing::warn!(keys = diverged.len(), "the journal names keys that may differ; they are repaired first");
+            tracing::warn!(
+                keys = diverged.len(),
+                "the journal names keys that may differ; they are repaired first, and until then flips that trust the follower are refused"
+            );
         }
         for key in diverged {
             self.peers.send(self.peers.lane_of(&key), Message::Recover { key });
@@ -451,12 +454,14 @@ impl Program {
         let config = match config::load(path) {
             Ok(config) => config,
             Err(report) => {
-                tracing::error!("proxy.toml was changed and cannot be used; the running table stays\n{report}");
+                tracing::error!(
+                    "proxy.toml was changed and cannot be used; the running table and settings stay until it can\n{report}"
+                );
                 return self.adopter.note_refusal(report.to_string(), crc);
             }
         };
         if let Err(error) = level.reload(filter(&config.log.level)) {
-            tracing::warn!(%error, "the log level stays as it was");
+            tracing::warn!(%error, "the new log level cannot be set; it stays as it was until the next start");
         }
         self.bounds.set(&limits(&config));
         self.change_users(&config);
@@ -470,7 +475,7 @@ impl Program {
             tracing::info!(
                 version = adopted.version,
                 flips = adopted.flips.len(),
-                took_ms = adopted.took.as_secs_f64() * 1e3,
+                took_ms = adopted.took.as_millis() as u64,
                 "table adopted"
             );
             // The way back needs what the standalone has missed.

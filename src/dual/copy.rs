@@ -1,6 +1,7 @@
 //! One key, value and TTL, from store to store, as its lane orders it: leader to follower, or, at a first touch, the other way.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
@@ -111,11 +112,20 @@ impl Inner {
         self.dumps.borrow_mut().insert(key.clone(), dumped);
     }
 
+    /// A store that is full refuses thousands of copies a second.
+    fn complain(&self, key: Option<&[u8]>, reply: &[u8], what: &'static str) {
+        let Some(left_out) = self.complaints.is_time(Instant::now()) else { return };
+        let table = self.table.borrow();
+        let route = key.map(|key| table.route_of(key).0.name.to_string());
+        let reply = String::from_utf8_lossy(&reply[..reply.len().min(120)]);
+        tracing::warn!(route, %reply, left_out, "{what}");
+    }
+
     /// Payload and expiry time, `None` for a key that is not there; an error for what could not be read.
     async fn read_dump(&self, (payload, expiry): (Answer, Answer)) -> Result<Option<(Bytes, i64)>, ()> {
         let (Ok(Ok(payload)), Ok(Ok(expiry))) = (payload.await, expiry.await) else { return Err(()) };
         if reply::is_error(&payload) {
-            tracing::warn!(reply = %String::from_utf8_lossy(&payload[..payload.len().min(120)]), "DUMP was refused; the key stays diverged");
+            self.complain(None, &payload, "DUMP was refused; the key stays diverged and is tried again each second");
             return Err(());
         }
         match (reply::is_null(&payload), reply::bulk(&payload), reply::integer(&expiry)) {
@@ -193,7 +203,8 @@ impl Inner {
                 self.copy_in_pieces(key, leader, Replace::Yes).await.outcome()
             }
             Ok(Ok(reply)) => {
-                tracing::warn!(reply = %String::from_utf8_lossy(&reply), side = %leader.other(), "the follower refused a copy; the key stays diverged");
+                let what = "the follower refused a copy; the key stays diverged and is tried again each second";
+                self.complain(Some(key), &reply, what);
                 Outcome::Refused
             }
             _ => Outcome::Doubt,
@@ -243,7 +254,11 @@ impl Inner {
                 self.copy_in_pieces(key, leader.other(), Replace::No).await.fetched()
             }
             Ok(Ok(reply)) => {
-                tracing::warn!(reply = %String::from_utf8_lossy(&reply), "the leader refused a key at its first touch");
+                self.complain(
+                    Some(key),
+                    &reply,
+                    "the leader refused a key at its first touch; the command on it is refused",
+                );
                 Fetched::Failed
             }
             _ => Fetched::Failed,

@@ -35,6 +35,7 @@ use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::routing::{Plan, Side, Table};
+use crate::seldom::Seldom;
 use crate::slot;
 use crate::store::{LinkError, Reply, StoreSide, Stores, Waiter};
 
@@ -196,6 +197,8 @@ pub struct Inner {
     pub(super) traffic: Traffic,
     pub(super) probes: Probes,
     slow_log: SlowLog,
+    /// About copies that a store refuses.
+    pub(super) complaints: Seldom,
     pub(super) opened: tokio::sync::Notify,
     pub(super) closing: tokio::sync::Notify,
     pub(super) stopping: Cell<bool>,
@@ -244,6 +247,7 @@ impl Engine {
             traffic: Traffic::new(parts.traffic),
             probes: Probes::default(),
             slow_log: SlowLog::new(parts.slow_keys),
+            complaints: Seldom::default(),
             opened: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),
             stopping: Cell::new(false),
@@ -645,7 +649,10 @@ impl Inner {
         let gone = self.lane.borrow_mut().forget(|key| Plan::of(&table, key).follower.is_none());
         gone.iter().for_each(|key| self.journal.remove(key));
         if !gone.is_empty() {
-            tracing::info!(keys = gone.len(), "routes left their dual phase; what was diverged of them is forgotten");
+            tracing::info!(
+                keys = gone.len(),
+                "routes left their dual phase; that these keys differed does not matter any more"
+            );
         }
         for message in self.pause.open() {
             self.clone().hear(message);

@@ -83,7 +83,7 @@ impl SlowLog {
         let key = self.shows_keys.load(Ordering::Relaxed).then_some(key);
         let store = if is_cluster { Side::Cluster } else { Side::Standalone };
         let ms = (slow.took.as_secs_f64() * 1e4).round() / 10.0;
-        tracing::warn!(command, route, %store, node = %slow.node, ms, key, "slow command: whoever sent it has waited, and so has what came behind it on this link");
+        tracing::warn!(command, route, %store, node = %slow.node, ms, key, "slow command: it was answered; what came behind it on the same link has waited as long");
     }
 }
 

@@ -530,7 +530,11 @@ impl Jobs {
             let job = match self.start_from(Kind::Backfill, routes.clone(), options, at.take()) {
                 Ok(job) => job,
                 Err(reason) => {
-                    return tracing::error!(reason, "a backfill could not begin; start it with `cutover backfill`");
+                    return tracing::error!(
+                        reason,
+                        ?routes,
+                        "a backfill could not begin, and these routes stay as they are; start it with `cutover backfill`"
+                    );
                 }
             };
             let state = job.ended().await;

@@ -55,7 +55,7 @@ pub async fn accept(listener: Rc<TcpListener>, entrance: Rc<Entrance>) {
             Ok(accepted) => accepted,
             Err(error) => {
                 if !std::mem::replace(&mut is_failing, true) {
-                    tracing::error!(%error, "accept: is the limit of open files reached? trying again until it succeeds");
+                    tracing::error!(%error, "no client can be accepted: is the limit of open files reached? trying again 20 times a second; those who are connected are served");
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;

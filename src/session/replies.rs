@@ -143,7 +143,7 @@ impl Replies {
         let (bytes, bytes_max) = (out.len(), self.bounds.pending_reply_bytes_max());
         drop(out);
         if bytes > bytes_max {
-            tracing::warn!(bytes_max, "a client does not read its replies; closed");
+            tracing::warn!(bytes_max, "a client leaves more replies unread than max_pending_reply_bytes; it is closed");
             SLOW.with(|slow| slow.set(slow.get() + 1));
             return self.close();
         }

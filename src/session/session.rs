@@ -281,7 +281,10 @@ impl Session {
             let ask = crate::dual::effect::command(&[b"COMMAND", b"INFO", request.arg(0)]);
             let info = engine.call(&target, &ask, Protocol::Resp2).await;
             if let Some(spec) = info.ok().and_then(|frame| command::learnt::learn(&frame)) {
-                tracing::info!(command = spec.name, "not in the table; learnt from the standalone's COMMAND INFO");
+                tracing::info!(
+                    command = spec.name,
+                    "a command that the proxy does not know was learnt from the standalone's COMMAND INFO; in a dual phase its keys are copied"
+                );
                 return self.dispatch(request, spec).await;
             }
         }

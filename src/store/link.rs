@@ -420,7 +420,7 @@ impl<P: Pending> Link<P> {
             // Another process would have given that number to somebody else.
             false if before == run_id => end(&mut stream, predecessor).await?,
             false => {
-                tracing::warn!(node = %self.endpoint.address, "the node was restarted; what it had acknowledged last may be lost");
+                tracing::warn!(node = %self.endpoint.address, "the node was restarted; what it had acknowledged last may be lost, so dual routes are walked again");
                 self.loss.tell();
             }
         }

@@ -29,7 +29,7 @@ pub async fn keep_fresh(seeds: Vec<Endpoint>, map: Arc<ArcSwap<SlotMap>>, asked:
                 if learnt != *known {
                     // Slots that move one by one leave their primary in its place; a primary that is gone was replaced.
                     if let Some(gone) = known.primaries().iter().find(|address| !learnt.primaries().contains(address)) {
-                        tracing::warn!(node = %gone, "a primary was replaced; what it had acknowledged last may be lost");
+                        tracing::warn!(node = %gone, "a primary was replaced; what it had acknowledged last may be lost, so dual routes are walked again");
                         loss.tell();
                     }
                     map.store(Arc::new(learnt));
@@ -37,7 +37,7 @@ pub async fn keep_fresh(seeds: Vec<Endpoint>, map: Arc<ArcSwap<SlotMap>>, asked:
             }
             Err(reason) => {
                 if !was_down {
-                    tracing::warn!(%reason, "the cluster's layout cannot be read from any node; trying again");
+                    tracing::warn!(%reason, "the cluster's layout cannot be read from any node; the known one is used, and the seeds are asked again ten times a second");
                 }
                 was_down = true;
             }

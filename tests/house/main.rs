@@ -1,7 +1,9 @@
 //! The rules of the house, read from the sources: who imports whom, what stays pure, what stands where, which settings are
 //! documented. A broken rule is named with its file and line. Each check has tests of its own that show that it can fail.
 
+mod links;
 mod places;
+mod references;
 mod rooms;
 mod settings;
 mod source;

@@ -3,7 +3,7 @@
 //!
 //! This is a reader for the code of this project, formatted or not, and no Rust parser: macros are read as plain tokens.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// One file.
 pub struct Source {
@@ -29,6 +29,11 @@ impl Named {
     pub fn is_in(&self, prefix: &str) -> bool {
         prefix.split("::").enumerate().all(|(index, word)| self.path.get(index).is_some_and(|own| own == word))
     }
+}
+
+/// The project.
+pub fn top() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
 impl Source {
