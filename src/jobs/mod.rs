@@ -386,7 +386,7 @@ async fn watch_latency(jobs: std::sync::Weak<Jobs>) {
         }
         let totals = &jobs.context.totals;
         for (side, micros) in
-            [(Side::Standalone, &totals.standalone_latency_us), (Side::Cluster, &totals.cluster_latency_us)]
+            [(Side::Standalone, &totals.standalone.latency_us), (Side::Cluster, &totals.cluster.latency_us)]
         {
             // 0: it did not answer.
             if let Some(micros) = u32::try_from(metrics::get(micros)).ok().filter(|micros| *micros > 0) {

@@ -17,7 +17,7 @@ fn assert_fresh(file: &str, wanted: &str) {
     assert!(
         there == wanted,
         "{file} is stale (line {}); `make docs` writes it",
-        line.map_or_else(|| there.lines().count().min(wanted.lines().count()), |index| index) + 1
+        line.unwrap_or_else(|| there.lines().count().min(wanted.lines().count())) + 1
     );
 }
 
@@ -62,7 +62,7 @@ fn sections(toml: &str) -> Vec<Section> {
         if let (true, Some(text)) = (line.len() - trimmed.len() > 8, trimmed.strip_prefix("# ")) {
             match settings.last_mut() {
                 Some(setting) => setting.text = format!("{} {text}", setting.text),
-                None => *said = format!("{said} {text}"),
+                None => join(said, text),
             }
             continue;
         }
@@ -72,11 +72,18 @@ fn sections(toml: &str) -> Vec<Section> {
                 let (shown, text) = value_and_comment(rest);
                 settings.push(Setting { name: name.trim().into(), shown, is_optional, text });
             }
-            _ if is_optional => *said = format!("{said} {body}"),
+            _ if is_optional => join(said, body),
             _ => {}
         }
     }
     sections
+}
+
+/// Goes on with what is said: in a new sentence, where one begins.
+fn join(said: &mut String, text: &str) {
+    let is_sentence = text.starts_with(char::is_uppercase) && !said.is_empty() && !said.ends_with(['.', ':']);
+    said.push_str(if is_sentence { ". " } else { " " });
+    said.push_str(text);
 }
 
 fn is_name(text: &str) -> bool {
@@ -100,11 +107,18 @@ fn value_and_comment(rest: &str) -> (String, String) {
     (rest[..end].trim().to_string(), rest[end..].trim_start_matches('#').trim().to_string())
 }
 
-/// The names in `needs_restart`: sections as `[listen]`, single settings as `log.format`.
+/// The names in `needs_restart`: sections as `[admin]`, single settings as `log.format`, several as `[listen] address or tls`.
 fn restarts(serve: &str) -> Vec<String> {
     let body = serve.split("fn needs_restart").nth(1).and_then(|rest| rest.split("\n}\n").next());
     let quoted = body.expect("serve.rs says what needs a restart").split('"').skip(1).step_by(2);
-    quoted.map(str::to_string).collect()
+    let expand = |name: &str| match name.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
+        None => vec![name.to_string()],
+        Some((section, settings)) => {
+            let words = settings.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+            words.filter(|word| !word.is_empty() && *word != "or").map(|word| format!("{section}.{word}")).collect()
+        }
+    };
+    quoted.flat_map(expand).collect()
 }
 
 fn configuration(toml: &str, restarts: &[String]) -> String {
@@ -117,6 +131,7 @@ fn configuration(toml: &str, restarts: &[String]) -> String {
          `cutover check` says what is wrong with it and what saving it would flip.\n\n\
          A setting shown with its default may be left out; one marked **required** may not, and one marked *none* has no default.\n",
     );
+    let mut told: Vec<(String, String)> = Vec::new();
     for (section, said, settings) in sections(toml) {
         let _ = write!(page, "\n## [{section}]\n\n");
         if !said.trim().is_empty() {
@@ -139,10 +154,18 @@ fn configuration(toml: &str, restarts: &[String]) -> String {
             let has_default = setting.is_optional || DEFAULTED.contains(&(&section, &setting.name)) || is_open;
             let shown = match setting.shown.as_str() {
                 shown if shown.contains("${") => "*none*".to_string(),
+                shown if shown.starts_with('{') && !is_open => format!("*none*, e.g. `{shown}`"),
                 shown if has_default => format!("`{shown}`"),
                 shown => format!("**required**, e.g. `{shown}`"),
             };
-            let text = setting.text.trim().replace('|', "\\|");
+            let before = told.iter().find(|(name, _)| *name == setting.name).map(|(_, section)| section);
+            let text = match (setting.text.trim(), before) {
+                ("", Some(section)) => format!("as in [{section}]"),
+                (text, _) => text.replace('|', "\\|"),
+            };
+            if !is_open && !setting.text.is_empty() {
+                told.push((setting.name.clone(), section.clone()));
+            }
             let taken = if needs { "at the next start" } else { "at once" };
             let _ = writeln!(page, "| `{}` | {shown} | {text} | {taken} |", setting.name);
         }
@@ -205,7 +228,7 @@ fn commands() -> String {
     );
     for spec in command::all() {
         let (standalone, cluster) = support(spec);
-        let effect = if spec.access == Access::Write && !matches!(spec.kind, Kind::Refused(_)) {
+        let effect = if spec.access == Access::Write && !matches!(spec.kind, Kind::Refused(_) | Kind::KeyspaceWide) {
             told(spec.effect).0
         } else {
             "–"
@@ -350,6 +373,13 @@ fn support(spec: &CommandSpec) -> (String, String) {
         Kind::Blocking => ("as in Redis".into(), "its keys in one slot; waits through flips".into()),
         Kind::Script if matches!(spec.keys, Keys::None) => both("sent to every node of both stores"),
         Kind::Script => ("as in Redis".into(), "its declared keys in one slot".into()),
+        Kind::KeyspaceWide if spec.name == "MOVE" => {
+            ("as in Redis".into(), "refused: a cluster has one database".into())
+        }
+        Kind::KeyspaceWide if spec.name == "SWAPDB" => {
+            both("as in Redis while all routes are in `standalone`, then refused")
+        }
+        Kind::KeyspaceWide if spec.access == Access::Write => both("the keys of the caller's database, on both stores"),
         Kind::Scan | Kind::KeyspaceWide => both("over both stores, each key once"),
         Kind::Refused(reason) => both(&format!("refused: {reason}")),
     }
@@ -366,7 +396,16 @@ fn comments_of_a_configuration_go_to_their_settings() {
         text: text.into(),
     };
     assert_eq!(found[0].1, "of all one more = word of it");
+    let mut said = "First".to_string();
+    join(&mut said, "goes on");
+    join(&mut said, "Second");
+    assert_eq!(said, "First goes on. Second");
     assert_eq!(found[0].2, [setting("x", "\"#1\"", false, "first and on"), setting("y", "2", true, "second")]);
     assert_eq!((&*found[1].1, &found[1].2[0]), (" what stands in b", &setting("\"7\"", "\"z\"", false, "")));
-    assert_eq!(restarts("fn needs_restart() {\n look(a, \"[x]\");\n look(b, \"y.z\");\n}\n\"no\""), ["[x]", "y.z"]);
+    assert_eq!(
+        restarts(
+            "fn needs_restart() {\n look(a, \"[x]\");\n look(b, \"y.z\");\n look(c, \"[a] b, c or d\");\n}\n\"no\""
+        ),
+        ["[x]", "y.z", "a.b", "a.c", "a.d"]
+    );
 }
