@@ -437,9 +437,9 @@ fn what_is_seen_in_traffic_is_listed_with_its_rate_and_the_stores_with_their_lat
     assert!(status.contains("answers in") && status.contains("OPS/S") && status.contains("COPIED"), "{status}");
     let metrics = proxy.http("/metrics").1;
     let metric = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-    assert!(metric("cutover_route_operations_per_second{route=\"208\"}").is_some_and(|rate| rate > 20.0), "{metrics}");
+    assert!(metric("cutover_route_requests_total{route=\"208\"}").is_some_and(|requests| requests > 20.0), "{metrics}");
     assert!(
-        metric("cutover_route_operations_per_second{route=\"other_keys\"}").is_some_and(|rate| rate > 10.0),
+        metric("cutover_route_requests_total{route=\"other_keys\"}").is_some_and(|requests| requests > 10.0),
         "{metrics}"
     );
     assert!(
