@@ -112,7 +112,7 @@ pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
             program.adopter.note_refusal(refused.to_string(), file_crc(path));
         }
         // Also where the table is the one of the last run: from here on its clean end says nothing any more.
-        program.adopter.save(&program.adopter.table(), false).context("write state file")?;
+        program.adopter.save(&program.adopter.table(), false).await.context("write state file")?;
         let is_clean = snapshot.as_ref().is_some_and(|snapshot| snapshot.clean);
         program.recover(found.open, is_clean);
         program.serve(path, level, signals).await
@@ -510,7 +510,7 @@ impl Program {
         let is_clean = ended.iter().all(|ended| matches!(ended, Ok(Ok(true))));
         // Before the state file: without the word `clean` in that, a place in this counts for nothing.
         self.jobs.keep(is_clean);
-        self.adopter.save(&self.adopter.table(), is_clean).context("write state file")?;
+        self.adopter.save(&self.adopter.table(), is_clean).await.context("write state file")?;
         match is_clean {
             true => tracing::info!("drained; every follower has what its leader has answered"),
             false => tracing::warn!(

@@ -52,7 +52,8 @@ pub fn head(parts: &Parts, table: &Table) -> Value {
     json!({
         "table_version": table.version(),
         "config": parts.config_path,
-        "considered_crc": parts.adopter.considered(),
+        "considered": parts.adopter.considered().0,
+        "considered_crc": parts.adopter.considered().1,
         "refused": parts.adopter.refused(),
         "pubsub": table.pubsub(),
         "stores": {
@@ -75,7 +76,8 @@ pub async fn flips(State(parts): State<Parts>) -> Json<Value> {
 pub async fn adopted(State(parts): State<Parts>) -> Json<Value> {
     Json(json!({
         "table_version": parts.adopter.table().version(),
-        "considered_crc": parts.adopter.considered(),
+        "considered": parts.adopter.considered().0,
+        "considered_crc": parts.adopter.considered().1,
         "refused": parts.adopter.refused(),
     }))
 }

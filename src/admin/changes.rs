@@ -107,8 +107,8 @@ fn adopted_ms(changed: &Changed) -> Option<f64> {
 impl Proxy for Adopter {
     fn considered(&self) -> Result<Considered, String> {
         // The number last: it is set after the refusal that belongs to it.
-        let crc = Adopter::considered(self);
-        Ok(Considered { crc, refused: self.refused() })
+        let (number, crc) = Adopter::considered(self);
+        Ok(Considered { number, crc, refused: self.refused() })
     }
 
     fn lines(&self) -> Result<HashMap<String, Line>, String> {

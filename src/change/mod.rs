@@ -79,6 +79,8 @@ pub enum ChangeError {
 /// What the proxy looked at last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Considered {
+    /// How many files it has looked at.
+    pub number: u32,
     /// CRC-32 of the file.
     pub crc: u32,
     /// Why it was refused, if it was.
@@ -115,7 +117,7 @@ pub fn change(
     let edited = |source| ChangeError::Edit { path: path.into(), source };
     let after = edit::set_phases(&before, changes).map_err(edited)?;
     if after == before {
-        return Ok(Changed::Already);
+        return again(path, &before, config.flip_timeout * 2 + GRACE, proxy);
     }
     let routes: Vec<String> = changes.iter().map(|(route, _)| route.clone()).collect();
     let proposed = match judgement {
@@ -128,7 +130,7 @@ pub fn change(
     if !is_running {
         return Ok(Changed::Written);
     }
-    match wait(proxy, &proposed, config.flip_timeout * 2 + GRACE) {
+    match wait(proxy, &proposed, None, config.flip_timeout * 2 + GRACE) {
         Ok(took) => {
             if judgement == Judgement::Forced {
                 // The override was for this one flip.
@@ -141,6 +143,20 @@ pub fn change(
             Ok(Changed::Refused(reason))
         }
     }
+}
+
+/// What is asked for stands in the file already. Where the proxy has refused that, it is asked once more: what was in the way
+/// may be gone.
+fn again(path: &Path, text: &str, patience: Duration, proxy: &impl Proxy) -> Result<Changed, ChangeError> {
+    let Ok(Considered { number, crc, refused: Some(_) }) = proxy.considered() else { return Ok(Changed::Already) };
+    if crc != crc32fast::hash(text.as_bytes()) {
+        return Ok(Changed::Already);
+    }
+    write(path, text)?;
+    Ok(match wait(proxy, text, Some(number), patience) {
+        Ok(took) => Changed::Adopted(took),
+        Err(reason) => Changed::Refused(reason),
+    })
 }
 
 /// The phase of a line, or of the line that covers it; the channels have no keys.
@@ -159,13 +175,13 @@ pub fn phase_of(config: &Config, adopted: impl Fn(&str) -> Option<Phase>, route:
     adopted(&table.covering(&name)?.name.to_string())
 }
 
-/// Waits until the proxy has judged the file with exactly this text.
-fn wait(proxy: &impl Proxy, text: &str, patience: Duration) -> Result<Duration, String> {
+/// Waits until the proxy has judged the file with exactly this text, and once more than it had where that is given.
+fn wait(proxy: &impl Proxy, text: &str, behind: Option<u32>, patience: Duration) -> Result<Duration, String> {
     let crc = crc32fast::hash(text.as_bytes());
     let began = Instant::now();
     loop {
         let considered = proxy.considered()?;
-        if considered.crc == crc {
+        if considered.crc == crc && behind != Some(considered.number) {
             return match considered.refused {
                 Some(reason) => Err(reason),
                 None => Ok(began.elapsed()),
@@ -183,7 +199,7 @@ fn wait(proxy: &impl Proxy, text: &str, patience: Duration) -> Result<Duration, 
 /// Writes a text that flips nothing, and waits until the proxy goes by it: else whoever asks next is told of the old one.
 fn restore(path: &Path, text: &str, proxy: &impl Proxy) -> Result<(), ChangeError> {
     write(path, text)?;
-    if let Err(reason) = wait(proxy, text, GRACE) {
+    if let Err(reason) = wait(proxy, text, None, GRACE) {
         proxy.tell(&format!("{} is written back; the proxy says: {reason}", path.display()));
     }
     Ok(())

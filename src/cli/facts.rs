@@ -114,9 +114,12 @@ impl Facts {
 impl change::Proxy for ApiClient {
     fn considered(&self) -> Result<Considered, String> {
         let adopted = self.get("/api/adopted").map_err(|error| format!("{error:#}"))?;
-        let crc = adopted["considered_crc"].as_u64().and_then(|crc| u32::try_from(crc).ok());
-        let crc = crc.ok_or("the proxy does not say which file it looked at; is it of another version?")?;
-        Ok(Considered { crc, refused: adopted["refused"].as_str().map(str::to_string) })
+        let number = |name: &str| {
+            let number = adopted[name].as_u64().and_then(|number| u32::try_from(number).ok());
+            number.ok_or("the proxy does not say which file it looked at; is it of another version?")
+        };
+        let (number, crc) = (number("considered")?, number("considered_crc")?);
+        Ok(Considered { number, crc, refused: adopted["refused"].as_str().map(str::to_string) })
     }
 
     fn lines(&self) -> Result<HashMap<String, Line>, String> {

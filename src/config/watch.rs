@@ -1,9 +1,9 @@
 //! Says when files may have changed: their folders are watched (a watch on a file goes deaf after an atomic rename), SIGHUP
-//! asks, and a slow look at the content catches what the watch does not see (network file systems).
+//! asks, and a slow look at the files catches what the watch does not see (network file systems).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 const SETTLE: Duration = Duration::from_millis(40);
 const POLL: Duration = Duration::from_secs(5);
 
-/// Sends a message for each change of what stands in the files and each SIGHUP, until the receiver is gone.
+/// Sends a message each time one of the files was saved and for each SIGHUP, until the receiver is gone.
 pub async fn watch(paths: Vec<PathBuf>, changed: mpsc::Sender<()>) -> notify::Result<()> {
     let (seen, mut events) = mpsc::channel::<()>(1);
     let folder = |path: &PathBuf| match path.parent() {
@@ -50,8 +50,9 @@ pub async fn watch(paths: Vec<PathBuf>, changed: mpsc::Sender<()>) -> notify::Re
     }
 }
 
-/// Of the content; `None` while the file is away.
-fn fingerprint(path: &Path) -> Option<(u32, usize)> {
+/// Of the content, and of when it was saved: who was refused saves the same text once more. `None` while the file is away.
+fn fingerprint(path: &Path) -> Option<(u32, usize, SystemTime)> {
     let bytes = std::fs::read(path).ok()?;
-    Some((crc32fast::hash(&bytes), bytes.len()))
+    let saved = std::fs::metadata(path).and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    Some((crc32fast::hash(&bytes), bytes.len(), saved))
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -60,7 +60,8 @@ pub struct Adopted {
 pub struct Adopter {
     table: Arc<ArcSwap<Table>>,
     peers: Peers,
-    state: Mutex<StateFile>,
+    /// Written on a thread of its own: the disk may take seconds, and this one answers the admin side.
+    state: Arc<Mutex<StateFile>>,
     /// Guards an adoption, and what a walk has found out, as a whole: a second one waits. Held across the drain, by nobody on
     /// the byte path.
     turn: tokio::sync::Mutex<()>,
@@ -69,8 +70,9 @@ pub struct Adopter {
     loss: Arc<Loss>,
     refused: Mutex<Option<String>>,
     history: History,
-    /// CRC-32 of the newest file that was adopted or refused, so that whoever wrote it can tell.
-    considered: AtomicU32,
+    /// How many files were adopted or refused, and in the lower half the CRC-32 of the newest of them, so that whoever wrote
+    /// it can tell.
+    considered: AtomicU64,
 }
 
 impl Adopter {
@@ -85,19 +87,25 @@ impl Adopter {
         Self {
             table,
             peers,
-            state: Mutex::new(state),
+            state: Arc::new(Mutex::new(state)),
             turn: tokio::sync::Mutex::new(()),
             flip_timeout: Mutex::new(flip_timeout),
             loss,
             refused: Mutex::new(None),
             history: History::default(),
-            considered: AtomicU32::new(0),
+            considered: AtomicU64::new(0),
         }
     }
 
-    /// CRC-32 of the newest file that was adopted or refused; 0 before the first.
-    pub fn considered(&self) -> u32 {
-        self.considered.load(Ordering::Acquire)
+    /// How many files were adopted or refused, and the CRC-32 of the newest; 0 before the first.
+    pub fn considered(&self) -> (u32, u32) {
+        let considered = self.considered.load(Ordering::Acquire);
+        ((considered >> 32) as u32, considered as u32)
+    }
+
+    fn consider(&self, file_crc: u32) {
+        let number = u64::from(self.considered().0.wrapping_add(1));
+        self.considered.store(number << 32 | u64::from(file_crc), Ordering::Release);
     }
 
     fn flip_timeout(&self) -> Duration {
@@ -128,7 +136,7 @@ impl Adopter {
     pub fn note_refusal(&self, reason: String, file_crc: u32) {
         self.history.refused(self.table().version(), &reason);
         *self.refused.lock() = Some(reason);
-        self.considered.store(file_crc, Ordering::Release);
+        self.consider(file_crc);
     }
 
     /// Adopts a table, or says why not. `file_crc`: of the file it was read from.
@@ -139,7 +147,7 @@ impl Adopter {
             Err(refused) => self.history.refused(self.table().version(), &refused.to_string()),
         }
         *self.refused.lock() = outcome.as_ref().err().map(ToString::to_string);
-        self.considered.store(file_crc, Ordering::Release);
+        self.consider(file_crc);
         match &outcome {
             Ok(adopted) => {
                 for flip in &adopted.flips {
@@ -155,7 +163,7 @@ impl Adopter {
         let _turn = self.turn.lock().await;
         let began = Instant::now();
         let old = self.table.load_full();
-        self.note_loss_in(&[&old]);
+        self.note_loss_in(&[&old]).await;
         let new = Arc::new(Table::build(spec, old.version() + 1, Some(&old)));
         if let Some(reason) = renames(&old, &new).or_else(|| flip::mixed(&old, &new)) {
             return Err(Refused(vec![reason]));
@@ -164,18 +172,19 @@ impl Adopter {
         let forced = |route: &RouteName| spec.is_forced(route);
         self.wait_for_repairs(&old, &flips, forced).await?;
         let turns = old.pubsub().leader() != new.pubsub().leader();
-        let mut adoption = Adoption::begin(!flips.is_empty(), turns);
+        let closed: Vec<Flip> = flips.iter().cloned().chain(flip::unlearnt(&old, &new)).collect();
+        let mut adoption = Adoption::begin(!closed.is_empty(), turns);
         let table = |which| if which == Which::Old { &old } else { &new };
         let mut refused = None;
         loop {
             let outcome = match adoption.step() {
-                Step::Close(stage) => self.close(stage, &flips, turns).await,
+                Step::Close(stage) => self.close(stage, &closed, turns).await,
                 Step::Turn(which) => self.turn(table(which).pubsub().leader()).await,
                 Step::Judge => {
-                    self.note_loss_in(&[&old, &new]);
+                    self.note_loss_in(&[&old, &new]).await;
                     judge(&flips, &old, forced)
                 }
-                Step::Save => self.begin_phases(&flips, &new),
+                Step::Save => self.begin_phases(&flips, &new).await,
                 Step::Install(which) => self.install(table(which)).await,
                 Step::Open(which) => {
                     self.table.store(table(which).clone());
@@ -280,9 +289,9 @@ impl Adopter {
     }
 
     /// Writes down what begins.
-    fn begin_phases(&self, flips: &[Flip], new: &Table) -> Result<(), Refused> {
+    async fn begin_phases(&self, flips: &[Flip], new: &Table) -> Result<(), Refused> {
         begin_phases(flips, new, |route| self.state.lock().has_stale_cluster_keys(route));
-        self.save(new, false).map_err(|error| {
+        self.save(new, false).await.map_err(|error| {
             Refused(vec![format!(
                 "the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again"
             )])
@@ -292,11 +301,11 @@ impl Adopter {
     /// Puts every dual route in doubt if a store may have lost something since this was asked last.
     pub async fn note_loss(&self) {
         let _turn = self.turn.lock().await;
-        self.note_loss_in(&[&self.table.load_full()]);
+        self.note_loss_in(&[&self.table.load_full()]).await;
     }
 
     /// The first of the tables is the running one.
-    fn note_loss_in(&self, tables: &[&Table]) {
+    async fn note_loss_in(&self, tables: &[&Table]) {
         if !self.loss.take() {
             return;
         }
@@ -308,15 +317,20 @@ impl Adopter {
                 routes,
                 "every dual route is in doubt until a backfill has gone through it, which begins now"
             );
-            if let Err(error) = self.save(tables[0], false) {
+            if let Err(error) = self.save(tables[0], false).await {
                 tracing::error!(%error, "write state file: the doubt is remembered by this run only; an unclean end puts the routes in doubt all the same");
             }
         }
     }
 
     /// Writes the state file; `clean` at a regular end only.
-    pub fn save(&self, table: &Table, clean: bool) -> std::io::Result<()> {
-        self.state.lock().save(&snapshot_of(table, clean))
+    pub async fn save(&self, table: &Table, clean: bool) -> std::io::Result<()> {
+        self.write(snapshot_of(table, clean)).await
+    }
+
+    async fn write(&self, snapshot: Snapshot) -> std::io::Result<()> {
+        let state = self.state.clone();
+        tokio::task::spawn_blocking(move || state.lock().save(&snapshot)).await.map_err(std::io::Error::other)?
     }
 
     /// Notes what a whole walk has found out about routes that are still as they were marked; gives the others. It is on disk
@@ -340,7 +354,7 @@ impl Adopter {
             record.coverage = Some(coverage);
             record.in_doubt = doubt == Doubt::Stays;
         }
-        self.state.lock().save(&snapshot)?;
+        self.write(snapshot).await?;
         found.iter().for_each(|route| learn(&table, route, coverage, doubt));
         Ok(marks.keys().filter(|name| !names.contains(name)).cloned().collect())
     }

@@ -24,7 +24,7 @@ use crate::dual::effect::Question;
 use crate::dual::gate::Ticket;
 use crate::dual::install::{self, Pause};
 use crate::dual::journal::Journal;
-use crate::dual::lane::{Lane, Mode, Order, Work};
+use crate::dual::lane::{Lane, Mode, Order, Outcome, Work};
 use crate::dual::message::{Message, Peers, Way};
 use crate::dual::operation::{LaneOp, LaneReply, Standing};
 use crate::dual::probe::{Probes, Timing};
@@ -575,12 +575,22 @@ impl Inner {
             }
             Message::Resync { key, way, done } => {
                 self.choose_way(&key, way);
-                self.resync(key, done);
+                self.copy(key, done, Lane::resync);
             }
             Message::Touch { key, way, done } => {
                 self.choose_way(&key, way);
                 self.enter_lane(self.standing(&key), key, None, Work::Touch, LaneReply::Done(done));
             }
+            Message::Lend { key, done } => {
+                self.enter_lane(self.standing(&key), key, None, Work::Lend, LaneReply::Done(done));
+            }
+            Message::Return { key, outcome, done }
+                if outcome == Outcome::Refused || self.plan(&key).follower.is_none() =>
+            {
+                self.lane.borrow_mut().give_back(&key, 1);
+                done.map(|done| done.send(Ok(())));
+            }
+            Message::Return { key, done, .. } => self.copy(key, done, Lane::give_back_changed),
             Message::Hold { key, granted } => {
                 let to = LaneReply::Granted(Some(granted), None);
                 self.enter_lane(self.standing(&key), key, None, Work::Hold, to);

@@ -1,7 +1,7 @@
 //! A command that runs outside of the lanes: a transaction, a script, a blocking pop, a command with keys in several lanes.
 //!
 //! It runs on the leader between [`Engine::begin`] and [`Guard::finish`]; afterwards each key that it may have changed is
-//! resynced through its lane. In first-touch mode its keys are held meanwhile.
+//! resynced through its lane. Where keys may be fetched from the follower, its own are held meanwhile.
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -13,7 +13,7 @@ use crate::dual::message::{Message, Way};
 use crate::resp::refusal::Refusal;
 use crate::routing::Plan;
 
-/// Whether keys in first-touch mode are kept from others.
+/// Whether keys that may be fetched are kept from others.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hold {
     Yes,
@@ -30,6 +30,8 @@ pub struct Guard {
     resync: Vec<Bytes>,
     /// Strict keys that others may use meanwhile: copied, or in the journal, before the client hears of it.
     shared: Vec<Bytes>,
+    /// Those of them that were brought over for this command, and are given back.
+    lent: Vec<Bytes>,
     held: Vec<Bytes>,
     over: bool,
 }
@@ -38,20 +40,22 @@ impl Guard {
     /// Ends the command. `Done` and `Doubt`: its keys may have changed and are copied; those of strict modes before
     /// this returns, the others in their lanes' time.
     pub async fn finish(mut self, outcome: Outcome) {
-        let shared = std::mem::take(&mut self.shared);
+        let (shared, lent) = (std::mem::take(&mut self.shared), std::mem::take(&mut self.lent));
         for wait in self.end(outcome) {
             // A holder's keys are copied or in the journal when this comes.
             let _ = wait.await;
         }
+        let peers = &self.engine.0.peers;
+        let ask = |key: &Bytes, message: &dyn Fn(Bytes, oneshot::Sender<Result<(), Refusal>>) -> Message| {
+            let (done, ended) = oneshot::channel();
+            peers.send(peers.lane_of(key), message(key.clone(), done));
+            (key.clone(), ended)
+        };
+        let give_back = |key, done| Message::Return { key, outcome, done: Some(done) };
+        let mut copies: Vec<_> = lent.iter().map(|key| ask(key, &give_back)).collect();
         if outcome != Outcome::Refused {
-            let peers = &self.engine.0.peers;
-            let copy = |key: Bytes| {
-                let (done, ended) = oneshot::channel();
-                peers
-                    .send(peers.lane_of(&key), Message::Resync { key: key.clone(), way: Way::Whole, done: Some(done) });
-                (key, ended)
-            };
-            let copies: Vec<_> = shared.into_iter().map(copy).collect();
+            let resync = |key, done| Message::Resync { key, way: Way::Whole, done: Some(done) };
+            copies.extend(shared.iter().map(|key| ask(key, &resync)));
             for (key, ended) in copies {
                 if !matches!(ended.await, Ok(Ok(()))) {
                     self.engine.journaled(key).await;
@@ -68,6 +72,9 @@ impl Guard {
             for key in self.resync.drain(..).chain(self.shared.drain(..)) {
                 peers.send(peers.lane_of(&key), Message::Resync { key, way: Way::Whole, done: None });
             }
+        }
+        for key in self.lent.drain(..) {
+            peers.send(peers.lane_of(&key), Message::Return { key, outcome, done: None });
         }
         let release = |key: Bytes| {
             let (done, ended) = oneshot::channel();
@@ -106,7 +113,7 @@ impl Drop for WholeGuard {
 }
 
 impl Engine {
-    /// Counts in a command that runs outside of the lanes, and holds its keys where their route is in first-touch mode.
+    /// Counts in a command that runs outside of the lanes, and holds its keys where they may be fetched from the follower.
     /// Waits while a route is gated. Every way out of the command must go through [`Guard::finish`]; a guard that is
     /// dropped (its client went away) takes its keys for changed.
     pub async fn begin(&self, keys: &[Bytes]) -> Result<Guard, Refusal> {
@@ -131,11 +138,11 @@ impl Engine {
         if let (Some(key), Some(plan)) = (keys.first(), plans.first()) {
             self.0.traffic.count(&self.0.table.borrow(), key, plan.route_hash);
         }
-        let mut dual: Vec<(Bytes, Mode)> = keys
+        let mut dual: Vec<(Bytes, Mode, bool)> = keys
             .iter()
             .zip(&plans)
             .filter(|(_, plan)| plan.follower.is_some())
-            .map(|(key, plan)| (key.clone(), Mode::of(plan)))
+            .map(|(key, plan)| (key.clone(), Mode::of(plan), plan.may_be_fetching()))
             .collect();
         // In one order for everybody, so that two commands never wait for each other.
         dual.sort_by(|one, other| one.0.cmp(&other.0));
@@ -146,32 +153,27 @@ impl Engine {
             plans,
             resync: Vec::new(),
             shared: Vec::new(),
+            lent: Vec::new(),
             held: Vec::new(),
             over: false,
         };
-        for (key, mode) in dual {
-            let first_touch = mode == Mode::FirstTouch;
-            if !first_touch || hold == Hold::No {
-                if first_touch && let Err(refusal) = self.0.peers.touch(key.clone()).await {
-                    guard.finish(Outcome::Refused).await;
-                    return Err(refusal);
-                }
-                if mode.is_strict() {
-                    guard.shared.push(key)
-                } else {
-                    guard.resync.push(key)
-                }
+        for (key, mode, may_be_fetching) in dual {
+            if !may_be_fetching {
+                let keys = if mode.is_strict() { &mut guard.shared } else { &mut guard.resync };
+                keys.push(key);
                 continue;
             }
-            let (granted, wait) = oneshot::channel();
-            self.0.peers.send(self.0.peers.lane_of(&key), Message::Hold { key: key.clone(), granted });
-            match wait.await.unwrap_or(Err(Refusal::UnknownOutcome)) {
-                Ok(()) => guard.held.push(key),
-                Err(refusal) => {
-                    guard.finish(Outcome::Refused).await;
-                    return Err(refusal);
-                }
+            let (answer, wait) = oneshot::channel();
+            let message = match hold {
+                Hold::Yes => Message::Hold { key: key.clone(), granted: answer },
+                Hold::No => Message::Lend { key: key.clone(), done: answer },
+            };
+            self.0.peers.send(self.0.peers.lane_of(&key), message);
+            if let Err(refusal) = wait.await.unwrap_or(Err(Refusal::UnknownOutcome)) {
+                guard.finish(Outcome::Refused).await;
+                return Err(refusal);
             }
+            if hold == Hold::Yes { guard.held.push(key) } else { guard.lent.push(key) }
         }
         Ok(guard)
     }

@@ -59,10 +59,10 @@ pub struct Adoption {
 }
 
 impl Adoption {
-    /// `flips`: some route changes its phase; `turns`: the channels go to the other side.
-    pub fn begin(flips: bool, turns: bool) -> Self {
+    /// `closes`: keys of some route change how they are served; `turns`: the channels go to the other side.
+    pub fn begin(closes: bool, turns: bool) -> Self {
         // Without either nothing has to wait: no request is led elsewhere.
-        let step = if flips || turns { Step::Close(Stage::Sessions) } else { Step::Save };
+        let step = if closes || turns { Step::Close(Stage::Sessions) } else { Step::Save };
         Self { step, turns }
     }
 

@@ -72,6 +72,9 @@ pub enum Work {
     Hold,
     /// Only brings the key over to the leader (bulk backfill in first-touch mode).
     Touch,
+    /// The same, and keeps the key known as brought over until it is given back: a command that runs outside of the lane
+    /// changes it while others use it.
+    Lend,
 }
 
 /// What the lane wants done. `O` names an operation.
@@ -195,6 +198,8 @@ struct Entry<O> {
     queue: VecDeque<(O, Work)>,
     /// Those who asked for the copy and want to hear of its end.
     waiters: Vec<O>,
+    /// How often the key was lent to commands that wait for the copy: given back when it begins.
+    returning: u32,
 }
 
 impl<O> Entry<O> {
@@ -207,6 +212,7 @@ impl<O> Entry<O> {
             is_unfetched: false,
             queue: VecDeque::new(),
             waiters: Vec::new(),
+            returning: 0,
         }
     }
 
@@ -216,18 +222,25 @@ impl<O> Entry<O> {
     }
 }
 
+/// [`Lane::resync`] or [`Lane::give_back_changed`].
+pub type AskForCopy<O> = fn(&mut Lane<O>, &Bytes, O, Mode, u32, &mut Vec<Order<O>>);
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Lane<O> {
     entries: HashMap<Bytes, Entry<O>>,
     present: Presence,
+    /// Keys that commands outside of the lane may change at any moment, and how many of these there are. The leader has all
+    /// there is of them, also where presence is forgotten meanwhile: were such a key fetched between a command that emptied
+    /// it and the copy that follows, it would be back from the dead.
+    lent: HashMap<Bytes, u32>,
     diverged_count: usize,
 }
 
 impl<O: Clone + PartialEq> Lane<O> {
     /// A lane that remembers up to `present_max` keys as whole on both stores.
     pub fn new(present_max: usize) -> Self {
-        Self { entries: HashMap::new(), present: Presence::new(present_max), diverged_count: 0 }
+        Self { entries: HashMap::new(), present: Presence::new(present_max), lent: HashMap::new(), diverged_count: 0 }
     }
 
     /// How many keys are exceptional, and how many of these diverged.
@@ -277,9 +290,12 @@ impl<O: Clone + PartialEq> Lane<O> {
         orders: &mut Vec<Order<O>>,
     ) -> bool {
         let is_free = |entry: &Entry<O>| matches!(entry.stage, Stage::Idle | Stage::Copying { .. });
-        if matches!(work, Work::Hold | Work::Touch) && self.entries.get(key).is_none_or(is_free) {
+        if matches!(work, Work::Hold | Work::Touch | Work::Lend) && self.entries.get(key).is_none_or(is_free) {
             // Asked for while the route was in first-touch mode. The leader has every key by now, so there is nothing to
             // fetch, and what a holder does is copied when it releases.
+            if work == Work::Lend {
+                self.lend(key);
+            }
             orders.extend((work == Work::Hold).then(|| Order::Granted { op: op.clone() }));
             orders.push(Order::Reply { op });
             return true;
@@ -302,7 +318,7 @@ impl<O: Clone + PartialEq> Lane<O> {
             return false;
         }
         let follow = match work {
-            Work::Read | Work::Hold | Work::Touch => false,
+            Work::Read | Work::Hold | Work::Touch | Work::Lend => false,
             Work::Overwrite | Work::Resolve => true,
             Work::Update => synced || self.present.has(generation, key),
             Work::Opaque => false,
@@ -321,7 +337,7 @@ impl<O: Clone + PartialEq> Lane<O> {
         let is_diverged = self.entries.get(key).is_some_and(|entry| entry.diverged);
         let is_led = self.entries.get(key).is_some_and(Entry::is_led);
         // Where the leader has every key there is nothing to bring over.
-        let is_settled = mode != Mode::FirstTouch || is_led || self.present.has(generation, key);
+        let is_settled = mode != Mode::FirstTouch || is_led || self.is_brought_over(generation, key);
         if !is_settled && work != Work::Overwrite {
             let entry = self.entries.entry(owned(key)).or_insert_with(|| Entry::new(Stage::Fetching, mode));
             entry.stage = Stage::Fetching;
@@ -340,6 +356,10 @@ impl<O: Clone + PartialEq> Lane<O> {
             // On a key that nobody is writing a read needs no entry: the link keeps it before any later write.
             Work::Read => return orders.push(Order::Lead { op, follow: false }),
             Work::Touch => return orders.push(Order::Reply { op }),
+            Work::Lend => {
+                self.lend(key);
+                return orders.push(Order::Reply { op });
+            }
             Work::Hold => {
                 orders.push(Order::Granted { op: op.clone() });
                 Stage::Held { op }
@@ -355,12 +375,53 @@ impl<O: Clone + PartialEq> Lane<O> {
     /// Asks for a copy leader to follower; `op` gets `Reply` when the stores were equal once after this call, or
     /// `Unavailable` if the copy failed (the key is then diverged, or was never fetched).
     pub fn resync(&mut self, key: &Bytes, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+        self.ask_for_copy(key, op, 0, mode, generation, orders);
+    }
+
+    /// A command to which the key was lent may have changed it: the same, and the key is given back.
+    pub fn give_back_changed(&mut self, key: &Bytes, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+        self.ask_for_copy(key, op, 1, mode, generation, orders);
+    }
+
+    /// The key was lent to so many commands that are over, and nothing remains to be copied but what is asked for already.
+    pub fn give_back(&mut self, key: &Bytes, times: u32) {
+        if let Some(count) = self.lent.get_mut(key) {
+            *count = count.saturating_sub(times);
+            if *count == 0 {
+                self.lent.remove(key);
+            }
+        }
+    }
+
+    fn lend(&mut self, key: &Bytes) {
+        *self.lent.entry(owned(key)).or_default() += 1;
+    }
+
+    /// First-touch: whether the leader is known to have all there is of a key.
+    fn is_brought_over(&self, generation: u32, key: &Bytes) -> bool {
+        self.present.has(generation, key) || (!self.lent.is_empty() && self.lent.contains_key(key))
+    }
+
+    fn ask_for_copy(
+        &mut self,
+        key: &Bytes,
+        op: O,
+        returning: u32,
+        mode: Mode,
+        generation: u32,
+        orders: &mut Vec<Order<O>>,
+    ) {
         let entry = self.entries.entry(owned(key)).or_insert_with(|| Entry::new(Stage::Idle, mode));
         entry.mode = mode;
         entry.waiters.push(op);
+        entry.returning += returning;
         match &mut entry.stage {
             Stage::Idle => self.copy_to_follower(key, mode, generation, orders),
-            Stage::Copying { dirty, .. } => *dirty = true,
+            Stage::Copying { dirty, .. } => {
+                *dirty = true;
+                let returning = std::mem::take(&mut entry.returning);
+                self.give_back(key, returning);
+            }
             // Busy in a strict mode: `next` copies before it goes on with the queue.
             _ => {}
         }
@@ -369,14 +430,17 @@ impl<O: Clone + PartialEq> Lane<O> {
     /// Copies a key for which nothing is in flight. What the leader lacks may still be on the follower only, and then a copy
     /// would delete it: in first-touch mode a key that is not settled is fetched first.
     fn copy_to_follower(&mut self, key: &Bytes, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+        let is_brought_over = self.is_brought_over(generation, key);
         let Some(entry) = self.entries.get_mut(key) else { return };
-        let is_settled = if entry.diverged { entry.is_led() } else { self.present.has(generation, key) };
+        let is_settled = if entry.diverged { entry.is_led() } else { is_brought_over };
         if mode == Mode::FirstTouch && !is_settled {
             entry.stage = Stage::Fetching;
             return orders.push(Order::Fetch { key: key.clone() });
         }
         entry.is_unfetched = false;
         entry.stage = Stage::Copying { dirty: false, strict: mode.is_strict(), holds: false };
+        let returning = std::mem::take(&mut entry.returning);
+        self.give_back(key, returning);
         orders.push(Order::Dump { key: key.clone() });
     }
 
@@ -538,6 +602,8 @@ impl<O: Clone + PartialEq> Lane<O> {
             Fetched::Failed => {
                 orders.extend(entry.queue.drain(..).map(|(op, _)| Order::Unavailable { op }));
                 orders.extend(entry.waiters.drain(..).map(|op| Order::Unavailable { op }));
+                let returning = std::mem::take(&mut entry.returning);
+                self.give_back(key, returning);
                 self.next(key, generation, orders);
             }
         }
@@ -609,6 +675,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     pub fn abandon(&mut self, key: &Bytes) {
         if let Some(entry) = self.entries.remove(key) {
             self.diverged_count -= usize::from(entry.diverged);
+            self.give_back(key, entry.returning);
         }
     }
 
@@ -832,6 +899,23 @@ mod tests {
         lane.restored(&key(), Outcome::Done, 0, &mut orders);
         assert_eq!(orders, [Order::Restore { key: key() }, Order::Reply { op: 1 }]);
         assert_eq!(lane.sizes(), (0, 0));
+    }
+
+    #[test]
+    fn a_lent_key_is_not_fetched_before_the_copy_that_follows_whatever_is_forgotten_meanwhile() {
+        let (mut lane, mut orders) = (Lane::new(10), Vec::new());
+        lane.arrive(&key(), 1, Work::Lend, Mode::FirstTouch, 0, &mut orders);
+        lane.fetched(&key(), Fetched::Brought, 0, &mut orders);
+        assert_eq!(orders, [Order::Fetch { key: key() }, Order::Reply { op: 1 }]);
+        // A doubt: another generation. What the command has deleted must not come back with this read.
+        orders.clear();
+        lane.arrive(&key(), 2, Work::Read, Mode::FirstTouch, 1, &mut orders);
+        lane.give_back_changed(&key(), 3, Mode::FirstTouch, 1, &mut orders);
+        assert_eq!(orders, [Order::Lead { op: 2, follow: false }, Order::Dump { key: key() }]);
+        orders.clear();
+        lane.restored(&key(), Outcome::Done, 1, &mut orders);
+        lane.arrive(&key(), 4, Work::Read, Mode::FirstTouch, 2, &mut orders);
+        assert_eq!(orders, [Order::Reply { op: 3 }, Order::Fetch { key: key() }], "it is given back");
     }
 
     #[test]

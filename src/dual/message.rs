@@ -31,6 +31,17 @@ pub enum Message {
         way: Way,
         done: oneshot::Sender<Result<(), Refusal>>,
     },
+    /// Brings a key over and keeps it known as such until `Return`; see [`Work::Lend`](crate::dual::lane::Work).
+    Lend {
+        key: Bytes,
+        done: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// Gives a lent key back. `Done` and `Doubt`: it may have changed and is copied, and `done` hears of the end.
+    Return {
+        key: Bytes,
+        outcome: Outcome,
+        done: Option<oneshot::Sender<Result<(), Refusal>>>,
+    },
     Hold {
         key: Bytes,
         granted: oneshot::Sender<Result<(), Refusal>>,
@@ -116,13 +127,6 @@ impl Peers {
     pub async fn resync(&self, key: Bytes) -> Result<(), Refusal> {
         let (done, ended) = oneshot::channel();
         self.send(self.lane_of(&key), Message::Resync { key, way: Way::Whole, done: Some(done) });
-        ended.await.unwrap_or(Err(Refusal::UnknownOutcome))
-    }
-
-    /// Brings a key of a first-touch route over to the leader.
-    pub async fn touch(&self, key: Bytes) -> Result<(), Refusal> {
-        let (done, ended) = oneshot::channel();
-        self.send(self.lane_of(&key), Message::Touch { key, way: Way::Whole, done });
         ended.await.unwrap_or(Err(Refusal::UnknownOutcome))
     }
 }

@@ -10,7 +10,7 @@ use crate::command::CommandSpec;
 use crate::dual::effect::{self, Effect, Facts, Form, Question};
 use crate::dual::engine::{EngineWaiter, Inner, ReplyTo, refusal_of};
 use crate::dual::gate::Ticket;
-use crate::dual::lane::{Lane, Mode, Order, Outcome, Work};
+use crate::dual::lane::{AskForCopy, Lane, Mode, Order, Outcome, Work};
 use crate::dual::message::{Message, RemoteOp};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::{self, Protocol};
@@ -431,7 +431,13 @@ impl Inner {
         }
     }
 
-    pub(super) fn resync(self: &Rc<Self>, key: Bytes, done: Option<oneshot::Sender<Result<(), Refusal>>>) {
+    /// Has a key copied, by one of the lane's ways to ask for it.
+    pub(super) fn copy(
+        self: &Rc<Self>,
+        key: Bytes,
+        done: Option<oneshot::Sender<Result<(), Refusal>>>,
+        ask: AskForCopy<usize>,
+    ) {
         let standing = self.standing(&key);
         if standing.follower.is_none() {
             if let Some(done) = done {
@@ -443,7 +449,7 @@ impl Inner {
         let ticket = self.pause.lanes.enter(standing.route_hash);
         let entry = LaneOp { holds_reply: true, in_lane: true, ..LaneOp::new(key.clone(), standing, to, ticket) };
         let op = self.ops.borrow_mut().insert(entry);
-        self.with_lane(|lane, orders| lane.resync(&key, op, standing.mode, standing.generation, orders));
+        self.with_lane(|lane, orders| ask(lane, &key, op, standing.mode, standing.generation, orders));
     }
 
     pub(super) fn release(self: &Rc<Self>, key: Bytes, outcome: Outcome, done: oneshot::Sender<Result<(), Refusal>>) {
@@ -454,7 +460,7 @@ impl Inner {
                 let _ = done.send(Ok(()));
                 return;
             }
-            return self.resync(key, Some(done));
+            return self.copy(key, Some(done), Lane::resync);
         }
         if let Some(op) = holder
             && let Some(LaneOp { to: LaneReply::Granted(_, waits), .. }) = self.ops.borrow_mut().get_mut(op)

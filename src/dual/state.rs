@@ -6,7 +6,7 @@
 //! answering from the wrong one. The operator may, by moving them away, take the table as it stands in proxy.toml; a journal
 //! that is there without them puts every dual route in doubt.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -56,14 +56,14 @@ struct Document {
     number: u64,
     snapshot: Snapshot,
     /// Routes that were on the cluster and may have left keys there.
-    stale_on_cluster: Vec<RouteName>,
+    stale_on_cluster: BTreeSet<RouteName>,
 }
 
 /// What the file says beside its last snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
     /// Routes that were on the cluster and may have left keys there.
-    stale: Vec<RouteName>,
+    stale: BTreeSet<RouteName>,
     last: Snapshot,
 }
 
@@ -72,16 +72,37 @@ impl Memory {
     pub fn note(&mut self, snapshot: &Snapshot) {
         let now: HashMap<&RouteName, &RouteRecord> =
             snapshot.routes.iter().map(|record| (&record.route, record)).collect();
+        let before: HashMap<&RouteName, &RouteRecord> =
+            self.last.routes.iter().map(|record| (&record.route, record)).collect();
+        let on_standalone = || snapshot.routes.iter().filter(|record| record.phase == Phase::Standalone);
+        let mut left = BTreeSet::new();
         // A route that is not listed is in phase standalone; if it was on the cluster before, its copies stay behind.
-        for before in self.last.routes.iter().filter(|before| before.phase != Phase::Standalone) {
-            let is_gone = now.get(&before.route).is_none_or(|record| record.phase == Phase::Standalone);
-            if is_gone && !self.stale.contains(&before.route) {
-                self.stale.push(before.route.clone());
+        for record in self.last.routes.iter().filter(|record| record.phase != Phase::Standalone) {
+            if now.get(&record.route).is_none_or(|record| record.phase == Phase::Standalone) {
+                left.insert(record.route.clone());
             }
         }
-        // A whole walk over both stores has put right what was left behind.
-        let is_synced = |record: &&RouteRecord| record.coverage == Some(Coverage::Both) && !record.in_doubt;
-        self.stale.retain(|route| now.get(route).filter(|record| is_synced(record)).is_none());
+        // The same for a line that takes its keys out of one that goes on. A provider has no keys for others to take.
+        let may_be_cut = |route: &RouteName| !matches!(route, RouteName::Provider(_));
+        let wide =
+            self.last.routes.iter().filter(|record| record.phase != Phase::Standalone && may_be_cut(&record.route));
+        let wide: Vec<&RouteName> = wide.map(|record| &record.route).collect();
+        for record in on_standalone().filter(|record| !before.contains_key(&record.route)) {
+            if wide.iter().any(|route| route.may_share_keys(&record.route)) {
+                left.insert(record.route.clone());
+            }
+        }
+        // A whole walk over both stores has put right what was left behind, but for lines of their own.
+        let is_synced = |route: &RouteName| {
+            now.get(route).is_some_and(|record| record.coverage == Some(Coverage::Both) && !record.in_doubt)
+        };
+        self.stale.append(&mut left);
+        let synced: BTreeSet<RouteName>;
+        (synced, self.stale) = std::mem::take(&mut self.stale).into_iter().partition(is_synced);
+        for route in synced.into_iter().filter(may_be_cut) {
+            left.extend(on_standalone().map(|record| &record.route).filter(|own| own.may_share_keys(&route)).cloned());
+        }
+        self.stale.append(&mut left);
         self.last = snapshot.clone();
     }
 
@@ -247,6 +268,29 @@ mod tests {
             assert_eq!(StateFile::open(directory.path()).unwrap().1.unwrap().version, 2);
             fs::write(directory.path().join(name), whole).unwrap();
         }
+    }
+
+    #[test]
+    fn a_provider_that_is_taken_out_of_a_line_on_the_cluster_is_remembered_as_stale_there() {
+        let line = |route: RouteName, phase, coverage| RouteRecord { route, phase, coverage, in_doubt: false };
+        let snapshot = |routes: &[RouteRecord]| Snapshot { routes: routes.to_vec(), ..Snapshot::default() };
+        let (range, own) = (RouteName::Range(5, 9), RouteName::Provider("8".into()));
+        let dual = || line(range.clone(), Phase::DualStandalone, Some(Coverage::StandaloneOnly));
+        let synced = || line(range.clone(), Phase::DualStandalone, Some(Coverage::Both));
+        let apart = || line(own.clone(), Phase::Standalone, None);
+        let mut memory = Memory::default();
+        memory.note(&snapshot(&[dual()]));
+        memory.note(&snapshot(&[dual(), apart()]));
+        assert!(memory.has_stale_cluster_keys(&own), "taken out of a line that stays");
+        let mut memory = Memory::default();
+        memory.note(&snapshot(&[dual()]));
+        memory.note(&snapshot(&[]));
+        memory.note(&snapshot(&[apart()]));
+        memory.note(&snapshot(&[synced(), apart()]));
+        assert!(memory.has_stale_cluster_keys(&own), "the walk over the range left it out");
+        assert_eq!(memory.stale.len(), 1);
+        memory.note(&snapshot(&[synced(), line(own.clone(), Phase::DualStandalone, Some(Coverage::Both))]));
+        assert!(memory.stale.is_empty(), "walked itself");
     }
 
     #[test]

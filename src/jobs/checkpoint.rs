@@ -93,21 +93,24 @@ struct Document {
     jobs: Vec<Record>,
 }
 
-/// The file. The lock is held while it is written, by the control thread only.
+/// The file. The lock is held while it is written.
 #[derive(Debug)]
-pub struct JobFile(Mutex<PathBuf>);
+pub struct JobFile {
+    path: PathBuf,
+    /// What was written is for the next start, and nothing comes after it.
+    is_over: Mutex<bool>,
+}
 
 impl JobFile {
     /// Of a state directory.
     pub fn of(directory: &Path) -> Self {
-        Self(Mutex::new(directory.join("jobs.json")))
+        Self { path: directory.join("jobs.json"), is_over: Mutex::new(false) }
     }
 
     /// What ran when the proxy ended. A file that is damaged is told and counts as none: the routes of a backfill that did
     /// not end are not synced, so nothing is trusted that should not be.
     pub fn read(&self) -> Vec<Record> {
-        let path = self.0.lock();
-        let text = match fs::read_to_string(&*path) {
+        let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
             Err(error) => {
@@ -128,15 +131,30 @@ impl JobFile {
         })
     }
 
-    /// Writes it whole, beside itself first: a crash leaves the old one or the new one.
-    pub fn write(&self, jobs: Vec<Record>) -> io::Result<()> {
-        let path = self.0.lock();
+    /// Writes what runs now. It is asked under the lock, so that of two that write at once the later one is right.
+    pub fn write(&self, jobs: impl FnOnce() -> Vec<Record>) -> io::Result<()> {
+        let is_over = self.is_over.lock();
+        if *is_over {
+            return Ok(());
+        }
+        self.replace(jobs())
+    }
+
+    /// Writes what the next start is to find.
+    pub fn write_last(&self, jobs: Vec<Record>) -> io::Result<()> {
+        let mut is_over = self.is_over.lock();
+        *is_over = true;
+        self.replace(jobs)
+    }
+
+    /// Whole, beside itself first: a crash leaves the old one or the new one.
+    fn replace(&self, jobs: Vec<Record>) -> io::Result<()> {
         let body = serde_json::to_string(&Document { format: FORMAT, jobs }).map_err(io::Error::other)?;
-        let new = path.with_extension("new");
+        let new = self.path.with_extension("new");
         let mut file = fs::File::create(&new)?;
         file.write_all(format!("{body}\n{:08x}\n", crc32fast::hash(body.as_bytes())).as_bytes())?;
         file.sync_all()?;
-        fs::rename(&new, &*path)
+        fs::rename(&new, &self.path)
     }
 }
 
@@ -163,8 +181,11 @@ mod tests {
         };
         let routes = vec![RouteName::Provider("42".into())];
         let record = Record { kind: Kind::Backfill, routes, rate: 100, repair: false, at: Some(at) };
-        file.write(vec![record.clone()]).unwrap();
-        assert_eq!(file.read(), [record]);
+        file.write(|| vec![record.clone()]).unwrap();
+        assert_eq!(file.read(), std::slice::from_ref(&record));
+        file.write_last(vec![record.clone()]).unwrap();
+        file.write(Vec::new).unwrap();
+        assert_eq!(file.read(), [record], "what is written for the next start stays");
         let path = directory.path().join("jobs.json");
         let whole = fs::read(&path).unwrap();
         for cut in 0..whole.len() - 1 {

@@ -432,19 +432,21 @@ impl Jobs {
             let has_stopped = job.end.lock().is_some();
             job.record((is_clean && has_stopped).then(|| job.checkpoint(&table)).flatten())
         };
-        self.write(self.list().into_iter().filter(interrupted).map(record).collect());
+        let kept = self.list().into_iter().filter(interrupted).map(record).collect();
+        tell_unwritten(self.context.file.write_last(kept));
     }
 
-    fn write(&self, records: Vec<Record>) {
-        if let Err(error) = self.context.file.write(records) {
-            tracing::error!(%error, "write jobs.json: a job that a restart cuts off is not begun again by itself");
-        }
-    }
-
-    /// Notes which jobs run.
-    fn note(&self) {
-        let running = self.list().into_iter().filter(|job| job.end.lock().is_none());
-        self.write(running.map(|job| job.record(None)).collect());
+    /// Notes which jobs run; it is on disk when this returns. Not on this thread, which answers the admin side meanwhile.
+    async fn note(self: Arc<Self>) {
+        let write = move || {
+            self.context.file.write(|| {
+                let running = self.list().into_iter().filter(|job| job.end.lock().is_none());
+                running.map(|job| job.record(None)).collect()
+            })
+        };
+        tell_unwritten(
+            tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(std::io::Error::other(error))),
+        );
     }
 
     /// What ran when the proxy ended. Read before any job begins, which writes the file anew.
@@ -623,16 +625,22 @@ impl Jobs {
         }
         list.push(job.clone());
         drop(list);
-        self.note();
         let (jobs, running) = (self.clone(), job.clone());
         tokio::spawn(async move {
+            jobs.clone().note().await;
             run(&jobs.context, &running).await;
             // One that is interrupted stays in the file.
             if !running.is_interrupted() {
-                jobs.note();
+                jobs.note().await;
             }
         });
         Ok(job)
+    }
+}
+
+fn tell_unwritten(outcome: std::io::Result<()>) {
+    if let Err(error) = outcome {
+        tracing::error!(%error, "write jobs.json: a job that a restart cuts off is not begun again by itself");
     }
 }
 

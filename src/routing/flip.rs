@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::routing::piece::{Piece, pieces};
-use crate::routing::{Coverage, Phase, RouteName, Table};
+use crate::routing::{Coverage, Phase, Route, RouteName, Table};
 
 /// Keys going from one phase to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,19 @@ impl Flip {
     }
 }
 
+/// What keeps its phase but joins a line of which the leader may lack keys: requests that went straight to the leader would
+/// meet such as bring the same key over first. Closed like a flip, and judged by nobody.
+pub fn unlearnt(old: &Table, new: &Table) -> Vec<Flip> {
+    let joins = |piece: &Piece<'_, '_>| {
+        let is_led_alone = |route: &Route| route.coverage() == Coverage::StandaloneOnly;
+        piece.before.phase == Phase::DualCluster
+            && piece.after.phase == Phase::DualCluster
+            && !is_led_alone(piece.before)
+            && is_led_alone(piece.after)
+    };
+    pieces(old, new).into_iter().filter(joins).map(Flip::from).collect()
+}
+
 /// What is known of a route when a flip of it is judged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RouteFacts {
@@ -33,6 +46,13 @@ pub struct RouteFacts {
     pub in_doubt: bool,
     /// Nobody has written to it yet.
     pub untouched: bool,
+}
+
+impl From<Piece<'_, '_>> for Flip {
+    fn from(Piece { name, before, after }: Piece<'_, '_>) -> Self {
+        let (from, to) = (before.phase, after.phase);
+        Self { route: name, before: before.name.clone(), after: after.name.clone(), from, to }
+    }
 }
 
 /// Why a flip is refused; the text says what to do.
@@ -64,14 +84,7 @@ pub struct RefusedFlip {
 
 /// What differs in its phase between two tables, also where a line appears, vanishes or changes its ends.
 pub fn flips(old: &Table, new: &Table) -> Vec<Flip> {
-    let flip = |Piece { name, before, after }: Piece<'_, '_>| Flip {
-        route: name,
-        before: before.name.clone(),
-        after: after.name.clone(),
-        from: before.phase,
-        to: after.phase,
-    };
-    pieces(old, new).into_iter().filter(|piece| piece.before.phase != piece.after.phase).map(flip).collect()
+    pieces(old, new).into_iter().filter(|piece| piece.before.phase != piece.after.phase).map(Flip::from).collect()
 }
 
 /// What a gate closes for flips.
@@ -83,8 +96,8 @@ pub struct Closing {
     pub is_many: bool,
 }
 
-/// What has to be closed for these flips.
-pub fn closing(flips: &[Flip]) -> Closing {
+/// What has to be closed for these flips and for what is [`unlearnt`].
+pub fn closing<'f>(flips: impl IntoIterator<Item = &'f Flip>) -> Closing {
     let mut closing = Closing::default();
     for flip in flips {
         closing.hashes.insert(flip.route.route_hash());
@@ -230,6 +243,17 @@ mod tests {
         assert!(closing.is_many);
         let one = super::closing(&[Flip::of(RouteName::Provider("42".into()), Phase::Cluster, Phase::DualCluster)]);
         assert_eq!((one.hashes.len(), one.is_many), (1, false), "its neighbours go on");
+    }
+
+    #[test]
+    fn a_line_that_joins_one_of_which_the_leader_may_lack_keys_is_closed() {
+        let old = table(&[(100, 149, Phase::DualCluster), (150, 199, Phase::DualCluster)], None);
+        let joined = |old: &Table| table(&[(100, 199, Phase::DualCluster)], Some(old));
+        assert_eq!(unlearnt(&old, &joined(&old)), [], "neither was known");
+        old.provider_route(b"170").dual.as_ref().unwrap().set_coverage(Coverage::Both);
+        let unlearnt = unlearnt(&old, &joined(&old));
+        assert_eq!(unlearnt.iter().map(|flip| flip.route.to_string()).collect::<Vec<_>>(), ["150..199"]);
+        assert!(flips(&old, &joined(&old)).is_empty());
     }
 
     #[test]

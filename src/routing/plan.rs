@@ -20,6 +20,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether the key may be on its way from the follower to a leader that lacks it. A command outside of the lane asks that
+    /// first: what arrived behind it would bring back what it has deleted.
+    pub fn may_be_fetching(&self) -> bool {
+        self.phase == Phase::DualCluster && self.dual.as_ref().is_some_and(|dual| dual.may_be_fetching())
+    }
+
     /// The plan for a key.
     pub fn of(table: &Table, key: &[u8]) -> Self {
         let (route, route_hash) = table.route_of(key);

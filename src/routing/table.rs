@@ -132,6 +132,12 @@ impl DualState {
         self.brought_over_at.load(Ordering::Acquire)
     }
 
+    /// Where the cluster leads: whether a key may be on its way to it from the standalone. Also where a walk has just found the
+    /// last one, because what was fetched before arrives after.
+    pub fn may_be_fetching(&self) -> bool {
+        self.coverage() == Coverage::StandaloneOnly || self.brought_over_at() > 0
+    }
+
     /// Whether any key of the route may differ, beyond those that are counted one by one.
     pub fn is_in_doubt(&self) -> bool {
         self.in_doubt.load(Ordering::Relaxed)

@@ -74,6 +74,36 @@ fn a_disk_that_is_full_delays_the_answer_and_loses_no_record() {
     });
 }
 
+/// A pipe where the state file is written: whoever opens it stands still until somebody reads, like on a disk that hangs.
+#[test]
+fn a_disk_that_hangs_during_a_flip_stops_neither_the_admin_side_nor_other_routes() {
+    let stores = Stores::shared();
+    let mut proxy = Settings::of(stores).phase("633", "standalone").start().ready();
+    let pipe = proxy.directory.path().join("state/state.new");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("run mkfifo").success());
+    proxy.edit(|settings| settings.phase("633", "dual-standalone"));
+    let mut other = proxy.connect();
+    let until = Instant::now() + Duration::from_secs(2);
+    let (mut slowest, mut number) = (Duration::ZERO, 0);
+    while Instant::now() < until {
+        let began = Instant::now();
+        assert_eq!(proxy.http("/readyz").0, 200);
+        number += 1;
+        assert_eq!(run(&mut other, "INCR provider:634:n"), Value::Int(number));
+        slowest = slowest.max(began.elapsed());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    assert_eq!(state_of(&proxy, "633")["phase"], "standalone", "nothing begins before it is written down");
+    // The disk answers, and cannot sync.
+    std::fs::read(&pipe).expect("read the pipe");
+    eventually("refused", || proxy.log().contains("the state file cannot be written"));
+    std::fs::remove_file(&pipe).expect("remove");
+    // It stands in the file, and is asked for once more.
+    proxy.cli_ok("move 633 --to dual-standalone");
+    assert_eq!(state_of(&proxy, "633")["phase"], "dual-standalone");
+}
+
 #[test]
 fn a_spoilt_journal_puts_dual_routes_in_doubt_and_the_walk_that_follows_ends_it() {
     let stores = Stores::start();

@@ -198,7 +198,7 @@ impl World {
             }
             Step::Install(_) if running.awaited.is_some() => return Ok(()),
             Step::Close(stage) => {
-                let closing = flip::closing(&flips);
+                let closing = flip::closing(flips.iter().chain(&flip::unlearnt(&old, &new)));
                 let routes = &closing.hashes;
                 self.say_all(|| Message::Close { stage, routes: routes.clone(), all: closing.is_many, adoption });
                 return self.await_all();
@@ -270,7 +270,7 @@ impl World {
             flips.iter().map(|flip| format!("{} {} to {}", flip.route, flip.from, flip.to)).collect();
         self.tell(|| format!("ADOPTS {told:?}, ack {:?}", file.ack));
         self.control.considered = file;
-        let adoption = Adoption::begin(!flips.is_empty(), false);
+        let adoption = Adoption::begin(!flips.is_empty() || !flip::unlearnt(&old, &new).is_empty(), false);
         self.control.running = Some(Running { adoption, flips, old, new, awaited: None });
     }
 

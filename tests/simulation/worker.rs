@@ -99,6 +99,15 @@ pub enum Message {
         key: Key,
         done: Waiter,
     },
+    Lend {
+        key: Key,
+        done: Waiter,
+    },
+    Return {
+        key: Key,
+        outcome: Outcome,
+        done: Waiter,
+    },
     Hold {
         key: Key,
         guard: Waiter,
@@ -182,6 +191,7 @@ pub struct Guarded {
     pub held: Vec<Key>,
     pub resync: Vec<Key>,
     pub shared: Vec<Key>,
+    pub lent: Vec<Key>,
     /// Answers that are awaited at the end.
     pub waits: usize,
     pub outcome: Outcome,
@@ -241,6 +251,8 @@ impl Worker {
         let names = |message: &Message| match message {
             Message::Resync { key: of, .. }
             | Message::Touch { key: of, .. }
+            | Message::Lend { key: of, .. }
+            | Message::Return { key: of, .. }
             | Message::Hold { key: of, .. }
             | Message::Release { key: of, .. }
             | Message::Journaled { key: of }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cutover::dual::adopt;
 use cutover::dual::install::recount;
 use cutover::dual::journal;
-use cutover::dual::lane::{Fetched, Lane, Mode, Order, Outcome, Work};
+use cutover::dual::lane::{AskForCopy, Fetched, Lane, Mode, Order, Outcome, Work};
 use cutover::dual::state::{Memory, Snapshot};
 use cutover::routing::{Ack, ClusterKeys};
 use cutover::routing::{Pattern, Patterns, Phase, Plan, RoutingSpec, Side, Table};
@@ -84,6 +84,7 @@ impl Disk {
 /// See the module.
 pub struct World {
     pub rng: Rng,
+    weather: Weather,
     pub bug: Bug,
     pub keys: Vec<Key>,
     pub workers: Vec<Worker>,
@@ -102,6 +103,66 @@ pub struct World {
     /// Whether the story is kept: telling takes longer than doing.
     is_told: bool,
     story: Vec<String>,
+}
+
+/// What can happen in a step.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Ask,
+    TakeUp,
+    GoOn,
+    WriteJournal,
+    Tick,
+    Lose,
+    /// A store goes away or comes back.
+    Fall,
+    Crash,
+    Stop,
+    Edit,
+    Leave,
+    Control,
+    Walk,
+}
+
+/// How often each of them happens. Every seed draws its own: what takes three rare things close to each other is common where
+/// those are frequent and others are missing (Groce et al., "Swarm Testing", ISSTA 2012).
+struct Weather {
+    events: Vec<(Event, u32)>,
+    /// The keys that are used: what two clients do to the same one is where it hurts.
+    keys: Vec<usize>,
+}
+
+impl Weather {
+    fn draw(rng: &mut Rng) -> Self {
+        let mut of = |event, usual: u32, factors: &[u32]| (event, usual * factors[rng.usize(..factors.len())]);
+        let events = vec![
+            of(Event::Ask, 360, &[1]),
+            of(Event::TakeUp, 400, &[1]),
+            of(Event::GoOn, 1_560, &[1]),
+            of(Event::WriteJournal, 80, &[1]),
+            of(Event::Tick, 160, &[1, 1, 2]),
+            of(Event::Lose, 16, &[0, 1, 1, 4]),
+            of(Event::Fall, 8, &[0, 1, 1, 4]),
+            of(Event::Crash, 2, &[0, 1, 1, 4]),
+            of(Event::Stop, 1, &[0, 1, 1, 4]),
+            of(Event::Edit, 32, &[1, 1, 3]),
+            of(Event::Leave, 8, &[0, 1]),
+            of(Event::Control, 368, &[1, 1, 2]),
+            of(Event::Walk, 192, &[0, 1, 1]),
+        ];
+        let keys = [&[0, 1, 2][..], &[0, 1, 2], &[0, 2]][rng.usize(..3)].to_vec();
+        Self { events, keys }
+    }
+
+    fn pick(&self, rng: &mut Rng) -> Event {
+        let mut left = rng.u32(..self.events.iter().map(|(_, weight)| weight).sum::<u32>());
+        let here = self.events.iter().find(|(_, weight)| {
+            let is_here = left < *weight;
+            left = left.saturating_sub(*weight);
+            is_here
+        });
+        here.expect("the sum of all weights bounds the pick").0
+    }
 }
 
 /// What can go on.
@@ -136,6 +197,7 @@ pub fn spec(providers: &[(&str, Phase)], ranges: &[(u64, u64, Phase)], new_provi
 impl World {
     pub fn new(seed: u64, bug: Bug, is_told: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
+        let weather = Weather::draw(&mut rng);
         // One provider is enough for most of it; the other two show what a line that covers many takes along.
         let keys: Vec<Key> = ["7:a", "7:b", "8:c"].map(|name| Key::from(format!("provider:{name}"))).into();
         let phase = Phase::ALL[rng.usize(..4)];
@@ -155,6 +217,7 @@ impl World {
         disk.save(adopt::snapshot_of(&table, false));
         Self {
             rng,
+            weather,
             bug,
             truth: Truth::new(&keys, stores),
             keys,
@@ -199,26 +262,23 @@ impl World {
 
     /// One thing happens.
     pub fn step(&mut self) -> Result<(), String> {
-        match self.rng.u32(..400) {
-            0..45 => self.ask(),
-            45..95 => self.take_up(),
-            95..290 => self.go_on()?,
-            290..300 => self.write_journal(),
-            300..320 => self.tick(),
-            320..322 => self.lose()?,
-            322 => {
+        match self.weather.pick(&mut self.rng) {
+            Event::Ask => self.ask(),
+            Event::TakeUp => self.take_up(),
+            Event::GoOn => self.go_on()?,
+            Event::WriteJournal => self.write_journal(),
+            Event::Tick => self.tick(),
+            Event::Lose => self.lose()?,
+            Event::Fall => {
                 let side = self.rng.usize(..2);
                 self.down[side] = !self.down[side];
             }
-            323 => match self.rng.u32(..8) {
-                0..2 => self.crash()?,
-                2 => self.stop()?,
-                _ => {}
-            },
-            324..328 => self.edit(),
-            328 => self.leave(),
-            329..375 => self.control_step()?,
-            _ => self.walk_step(),
+            Event::Crash => self.crash()?,
+            Event::Stop => self.stop()?,
+            Event::Edit => self.edit(),
+            Event::Leave => self.leave(),
+            Event::Control => self.control_step()?,
+            Event::Walk => self.walk_step(),
         }
         self.check()
     }
@@ -312,6 +372,11 @@ impl World {
         Ok(())
     }
 
+    fn any_key(&mut self) -> Key {
+        let used = &self.weather.keys;
+        self.keys[used[self.rng.usize(..used.len())]].clone()
+    }
+
     /// A client sends something.
     fn ask(&mut self) {
         let client = self.rng.usize(..CLIENTS);
@@ -321,7 +386,7 @@ impl World {
         let id = self.number() as u32;
         self.clients[client].sent += 1;
         let number = self.clients[client].sent;
-        let key = self.keys[self.rng.usize(..self.keys.len())].clone();
+        let key = self.any_key();
         let command = match self.rng.u32(..12) {
             0..2 => Command::Read,
             2..4 => Command::Set(id),
@@ -331,7 +396,7 @@ impl World {
             7 => Command::Script(id),
             8..10 => Command::Delete,
             _ => {
-                let other = self.keys[self.rng.usize(..self.keys.len())].clone();
+                let other = self.any_key();
                 let deed = if self.rng.u32(..3) == 0 { Deed::Rename } else { Deed::Append(id) };
                 let request = Request::Outside { keys: vec![key, other], deed, holds: self.rng.u32(..4) > 0 };
                 return self.clients[client].queue.push_back(request);
@@ -778,8 +843,16 @@ impl World {
             {
                 here.pause.defer(message);
             }
-            Message::Resync { key, done } => self.resync(worker, key, done),
+            Message::Resync { key, done } => self.have_copied(worker, key, done, Lane::resync),
             Message::Touch { key, done } => self.enter_for(worker, key, Purpose::Copy(Some(done)), Work::Touch),
+            Message::Lend { key, done } => self.enter_for(worker, key, Purpose::Copy(Some(done)), Work::Lend),
+            Message::Return { key, outcome, done }
+                if outcome == Outcome::Refused || here.plan(&key).follower.is_none() =>
+            {
+                here.lane.give_back(&key, 1);
+                self.told(done, Ok(()));
+            }
+            Message::Return { key, done, .. } => self.have_copied(worker, key, Some(done), Lane::give_back_changed),
             Message::Hold { key, guard } => {
                 let purpose = Purpose::Hold { granted: Some(guard), released: None };
                 self.enter_for(worker, key, purpose, Work::Hold);
@@ -788,7 +861,7 @@ impl World {
                 let Some(op) = here.lane.holder(&key) else {
                     return match outcome {
                         Outcome::Refused => self.told(done, Ok(())),
-                        _ => self.resync(worker, key, Some(done)),
+                        _ => self.have_copied(worker, key, Some(done), Lane::resync),
                     };
                 };
                 if let Some(Purpose::Hold { released, .. }) = here.ops.get_mut(&op).map(|entry| &mut entry.purpose) {
@@ -834,7 +907,7 @@ impl World {
         self.enter_lane(worker, op, entry, work);
     }
 
-    fn resync(&mut self, worker: usize, key: Key, done: Option<Waiter>) {
+    fn have_copied(&mut self, worker: usize, key: Key, done: Option<Waiter>, ask: AskForCopy<usize>) {
         let plan = self.workers[worker].plan(&key);
         if plan.follower.is_none() {
             return done.into_iter().for_each(|waiter| self.told(waiter, Ok(())));
@@ -845,7 +918,7 @@ impl World {
         self.workers[worker].ops.insert(op, Op { in_lane: true, ..entry });
         let mut orders = Vec::new();
         let generation = self.generation(&plan);
-        self.workers[worker].lane.resync(&key, op, Mode::of(&plan), generation, &mut orders);
+        ask(&mut self.workers[worker].lane, &key, op, Mode::of(&plan), generation, &mut orders);
         self.carry_out(worker, orders);
     }
 
@@ -869,6 +942,7 @@ impl World {
             held: Vec::new(),
             resync: Vec::new(),
             shared: Vec::new(),
+            lent: Vec::new(),
             waits: 0,
             outcome: Outcome::Refused,
             ran: Vec::new(),
@@ -885,10 +959,10 @@ impl World {
             let Some(key) = guarded.todo.front().cloned() else { break };
             let plan = &guarded.plans[guarded.keys.iter().position(|own| *own == key).expect("its own key")];
             let (mode, waiter) = (Mode::of(plan), Waiter::Guard { worker, guard });
-            if mode == Mode::FirstTouch {
+            if plan.may_be_fetching() {
                 let message = match guarded.holds {
                     true => Message::Hold { key: key.clone(), guard: waiter },
-                    false => Message::Touch { key: key.clone(), done: waiter },
+                    false => Message::Lend { key: key.clone(), done: waiter },
                 };
                 let owner = self.lane_of(&key);
                 return self.workers[owner].inbox.push_back(message);
@@ -911,7 +985,7 @@ impl World {
         if !guarded.is_ending {
             match (guarded.todo.pop_front(), outcome) {
                 (Some(key), Ok(())) if guarded.holds => guarded.held.push(key),
-                (Some(key), Ok(())) => guarded.shared.push(key),
+                (Some(key), Ok(())) => guarded.lent.push(key),
                 _ => return self.end_outside(worker, guard, Outcome::Refused),
             }
             return self.prepare_outside(worker, guard);
@@ -946,14 +1020,21 @@ impl World {
         if guarded.waits > 0 {
             return;
         }
-        let shared = std::mem::take(&mut guarded.shared);
-        if guarded.outcome != Outcome::Refused && !shared.is_empty() {
-            guarded.waits = shared.len();
-            for key in shared {
-                let owner = self.lane_of(&key);
-                let done = Some(Waiter::Guard { worker, guard });
-                self.workers[owner].inbox.push_back(Message::Resync { key, done });
-            }
+        let (outcome, done) = (guarded.outcome, Waiter::Guard { worker, guard });
+        let (mut shared, lent) = (std::mem::take(&mut guarded.shared), std::mem::take(&mut guarded.lent));
+        if outcome == Outcome::Refused {
+            shared.clear();
+        }
+        guarded.waits = shared.len() + lent.len();
+        let is_over = guarded.waits == 0;
+        let resyncs = shared.into_iter().map(|key| Message::Resync { key, done: Some(done) });
+        let returns = lent.into_iter().map(|key| Message::Return { key, outcome, done });
+        for message in resyncs.chain(returns) {
+            let (Message::Resync { key, .. } | Message::Return { key, .. }) = &message else { unreachable!() };
+            let owner = self.lane_of(key);
+            self.workers[owner].inbox.push_back(message);
+        }
+        if !is_over {
             return;
         }
         let guarded = self.workers[worker].guards.remove(&guard).expect("looked at above");
