@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 
 use cutover::command;
@@ -16,7 +16,7 @@ use cutover::resp::limits::Limits;
 use cutover::resp::request::Request;
 use cutover::resp::scan::{ReplyScanner, RequestScanner};
 use cutover::resp::write;
-use cutover::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec, Table};
+use cutover::routing::{Ack, ClusterKeys, Databases, Key, Pattern, Patterns, Phase, RoutingSpec, Table};
 use cutover::slot;
 
 /// What a session reads at once.
@@ -154,6 +154,7 @@ fn spec(providers: usize) -> RoutingSpec {
         pubsub: Phase::Standalone,
         ack: Ack::Leader,
         cluster_keys: ClusterKeys::Same,
+        databases: Databases::default(),
         prefixes: vec![("asgi:".into(), Phase::Standalone)],
         providers: (0..providers).map(|id| (id.to_string(), phase(id))).collect(),
         ranges: vec![(2_000_000, 2_999_999, Phase::DualStandalone)],
@@ -223,7 +224,7 @@ fn build(criterion: &mut Criterion) {
 }
 
 /// One write from its arrival to the follower's answer, which is what the lane does for it.
-fn write_once(lane: &mut Lane<usize>, key: &Bytes, op: usize, work: Work, orders: &mut Vec<Order<usize>>) {
+fn write_once(lane: &mut Lane<usize>, key: &Key, op: usize, work: Work, orders: &mut Vec<Order<usize>>) {
     let mode = Mode::Mirror { synced: false };
     orders.clear();
     lane.arrive(key, op, work, mode, 0, orders);
@@ -234,7 +235,7 @@ fn write_once(lane: &mut Lane<usize>, key: &Bytes, op: usize, work: Work, orders
 /// One element is one write, on a route that is not synced yet.
 fn lane(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lane");
-    let keys: Vec<Bytes> = (0..KEYS).map(|id| key(id).into()).collect();
+    let keys: Vec<Key> = (0..KEYS).map(|id| Key::copied(0, &key(id))).collect();
     group.throughput(Throughput::Elements(KEYS as u64));
     for (name, work) in [("overwrite", Work::Overwrite), ("update_of_a_present_key", Work::Update)] {
         let (mut lane, mut orders) = (Lane::new(1 << 20), Vec::new());

@@ -55,7 +55,9 @@ impl Kind {
                 "runs where keys without a provider are, and fails there if it touches a key of another slot: declare its keys"
             }
             Self::SortPattern => "a cluster refuses SORT with BY and GET patterns: sort in the application",
-            Self::Database => "stays on the standalone, whole and unchanged",
+            Self::Database => {
+                "stays on the standalone, whole and unchanged: give it a line in [databases] to have it move"
+            }
             Self::Refused => "not available through the proxy in any phase",
         }
     }

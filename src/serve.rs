@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tracing_subscriber::EnvFilter;
@@ -37,7 +36,7 @@ use crate::dual::{Audience, Copying, Message, Peers, Subscribing};
 use crate::jobs::checkpoint::{JobFile, Record};
 use crate::jobs::{self, Jobs};
 use crate::metrics::{PANICS, Totals};
-use crate::routing::{Phase, RouteName, Table};
+use crate::routing::{Key, Phase, RouteName, Table};
 use crate::serve::listeners::Listeners;
 use crate::session::users::Users;
 use crate::session::worker::{self, WorkerParts};
@@ -383,7 +382,7 @@ impl Program {
     }
 
     /// What an earlier run left open.
-    fn recover(&self, diverged: HashSet<Bytes>, is_clean: bool) {
+    fn recover(&self, diverged: HashSet<Key>, is_clean: bool) {
         if !diverged.is_empty() {
             tracing::warn!(
                 keys = diverged.len(),
@@ -471,7 +470,10 @@ impl Program {
         for setting in needs_restart(&self.config, &config) {
             tracing::warn!(setting, "changed in proxy.toml; it takes effect at the next start");
         }
-        if let Ok(adopted) = self.adopter.propose(&config.routing, crc).await {
+        // Another URL waits for a restart, and its database with it.
+        let mut routing = config.routing;
+        routing.databases.main = self.config.routing.databases.main;
+        if let Ok(adopted) = self.adopter.propose(&routing, crc).await {
             tracing::info!(
                 version = adopted.version,
                 flips = adopted.flips.len(),

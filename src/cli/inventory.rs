@@ -43,7 +43,7 @@ fn print(found: &Inventory, asked: &Asked) {
     say!(
         "{} database {}: {} keys, {} in {} providers, read in {}",
         found.address,
-        found.database,
+        found.databases.iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
         found.total.keys,
         size(found.total.bytes),
         found.providers.len(),

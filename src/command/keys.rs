@@ -85,6 +85,11 @@ fn last_option_value(request: &Request, from: usize, options: &[&[u8]]) -> Optio
     (from..request.len().saturating_sub(1)).rev().find(is_option).map(|index| index + 1)
 }
 
+/// The index of DB in COPY source destination [DB number] [REPLACE], if a number follows it.
+pub fn copy_option(request: &Request) -> Option<usize> {
+    (3..request.len().saturating_sub(1)).find(|index| request.arg(*index).eq_ignore_ascii_case(b"DB"))
+}
+
 /// OBJECT ENCODING key, XGROUP CREATE key …, MEMORY USAGE key; HELP, DOCTOR and the like have none.
 pub fn subcommand(request: &Request) -> Option<KeyPositions> {
     let keyless: [&[u8]; 5] = [b"HELP", b"DOCTOR", b"STATS", b"PURGE", b"MALLOC-STATS"];

@@ -138,11 +138,21 @@ pub fn keys_of(spec: &CommandSpec, request: &Request) -> Option<KeyPositions> {
     }
 }
 
+/// The database that COPY and MOVE name for what they write.
+pub fn other_database(spec: &CommandSpec, request: &Request) -> Option<u32> {
+    let at = match spec.name {
+        "COPY" => keys::copy_option(request)? + 1,
+        "MOVE" => 2,
+        _ => return None,
+    };
+    std::str::from_utf8(request.args().nth(at)?).ok()?.parse().ok()
+}
+
 /// Whether a reply, or an error, may name keys.
 pub fn tells_keys(spec: &CommandSpec) -> bool {
     spec.name.starts_with('X')
         || matches!(spec.kind, Kind::Blocking | Kind::Script)
-        || matches!(spec.name, "LMPOP" | "ZMPOP")
+        || matches!(spec.name, "LMPOP" | "ZMPOP" | "MOVE")
 }
 
 /// Whether an argument stands among the options from `from` on.
@@ -217,5 +227,8 @@ mod tests {
         assert_eq!(keys(&["OBJECT", "ENCODING", "k"]), Some(vec![2]));
         assert_eq!(keys(&["OBJECT", "HELP"]), Some(vec![]));
         assert_eq!(keys(&["BLMPOP", "1", "2", "a", "b", "LEFT"]), Some(vec![3, 4]));
+        let copied_to = |args: &[&str]| other_database(lookup(b"COPY").unwrap(), &Request::from_args(args));
+        assert_eq!(copied_to(&["COPY", "a", "b", "REPLACE", "db", "3"]), Some(3));
+        assert_eq!((copied_to(&["COPY", "db", "3", "REPLACE"]), copied_to(&["COPY", "a", "b", "DB"])), (None, None));
     }
 }

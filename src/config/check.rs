@@ -8,8 +8,8 @@ use toml::Spanned;
 
 use crate::config::load::{File, StoreLimits, StoreTlsTable, duration, store};
 use crate::config::report::{Finding, Report, Reporter, nearest};
-use crate::config::{Config, Copying, Store, StoreTls, StoreUrl, users};
-use crate::routing::{Ack, ClusterKeys, Pattern, Patterns, Phase, RoutingSpec};
+use crate::config::{Config, Copying, Store, StoreTls, StoreUrl, databases, users};
+use crate::routing::{Ack, ClusterKeys, Databases, Pattern, Patterns, Phase, RoutingSpec};
 use crate::secret::Secret;
 
 /// Judges a parsed file.
@@ -60,7 +60,9 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         ));
     }
     let slow_command = slow_command(file.log.slow_command.as_ref(), reporter, &mut findings);
-    let routing = routing(&file, reporter, &mut findings);
+    let main = standalone.urls.first().map_or(0, |url| url.db);
+    let databases = Databases { main, prefixes: databases::prefixes(&file.databases, main, reporter, &mut findings) };
+    let routing = RoutingSpec { databases, ..routing(&file, reporter, &mut findings) };
     let copying = Copying {
         is_by_type: one_of(file.copying.method.as_ref(), ["dump", "by-type"], reporter, &mut findings),
         large_key_bytes: file.copying.large_key_bytes.map_or(4 << 20, |size| size.as_u64()),
@@ -222,6 +224,7 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
         pubsub,
         ack: if is_both { Ack::Both } else { Ack::Leader },
         cluster_keys: if is_tagged { ClusterKeys::Tagged } else { ClusterKeys::Same },
+        databases: Databases::default(),
         prefixes,
         providers,
         ranges,

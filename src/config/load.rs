@@ -26,6 +26,8 @@ pub(super) struct File {
     pub cluster: Option<ClusterSection>,
     pub routing: RoutingSection,
     #[serde(default)]
+    pub databases: BTreeMap<Spanned<String>, Spanned<String>>,
+    #[serde(default)]
     pub prefixes: BTreeMap<Spanned<String>, Spanned<String>>,
     #[serde(default)]
     pub providers: BTreeMap<Spanned<String>, Spanned<String>>,

@@ -1,6 +1,7 @@
 //! `proxy.toml`: sections, defaults, loading, judging, watching and editing.
 
 mod check;
+mod databases;
 pub mod edit;
 mod load;
 mod report;

@@ -16,7 +16,7 @@ use crate::dual::install::{Adoption, Stage, Step, Which};
 use crate::dual::message::{Message, Peers};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Closing, Flip, RouteFacts};
-use crate::routing::{Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
+use crate::routing::{ClusterKeys, Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
 use crate::store::Loss;
 
 /// Why a table was not adopted: one text a refused flip, each naming the route and what to do.
@@ -399,6 +399,7 @@ pub fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
     let naming = Naming {
         cluster_keys: table.cluster_keys(),
         keys: table.patterns().0.iter().map(ToString::to_string).collect(),
+        databases: Some(table.databases().clone()),
     };
     Snapshot { version: table.version(), clean, routes: records.collect(), naming: Some(naming) }
 }
@@ -410,6 +411,7 @@ pub fn remembered(snapshot: &Snapshot, spec: &RoutingSpec) -> Table {
     (old.new_providers, old.other_keys) = (Phase::Standalone, Phase::Standalone);
     if let Some(naming) = &snapshot.naming {
         old.cluster_keys = naming.cluster_keys;
+        old.databases = naming.databases.clone().unwrap_or(old.databases);
         // What could be read once can be read again; a pattern of another version is one that finds nothing.
         old.keys = Patterns(naming.keys.iter().filter_map(|text| Pattern::parse(text).ok()).collect());
     }
@@ -463,7 +465,17 @@ fn renames(old: &Table, new: &Table) -> Option<String> {
     if old.cluster_keys() != new.cluster_keys() {
         return Some("cluster_keys cannot be changed while any route has keys on the cluster, where they would be looked for by other names; put it back, or first bring every route to phase standalone".into());
     }
-    (old.is_tagged() && old.patterns() != new.patterns()).then(|| {
+    let (before, after) = (old.databases(), new.databases());
+    if before.main != after.main {
+        return Some(format!(
+            "database {} is the one that moves, and any route has keys of it on the cluster; put it back into the standalone's URL, or first bring every route to phase standalone",
+            before.main
+        ));
+    }
+    if before.prefixes != after.prefixes {
+        return Some("[databases] cannot be changed while any route has keys on the cluster: the keys of a database that is added are not there yet, and those of one that is removed or renamed would not be found; put it back, or first bring every route to phase standalone".into());
+    }
+    (old.cluster_keys() == ClusterKeys::Tagged && old.patterns() != new.patterns()).then(|| {
         "routing.keys cannot be changed with cluster_keys = \"tagged\" while any route has keys on the cluster: the provider that the patterns find in a key is part of its name there; put them back".into()
     })
 }

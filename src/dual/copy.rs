@@ -13,7 +13,7 @@ use crate::dual::lane::{Fetched, Mode, Outcome};
 use crate::dual::message::Way;
 use crate::resp;
 use crate::resp::reply;
-use crate::routing::{Plan, Side};
+use crate::routing::{Key, Plan, Side};
 use crate::store::{LinkError, StoreSide};
 
 /// Repairs begun at a tick (every 50 ms), so that a follower that comes back is not drowned.
@@ -60,20 +60,20 @@ fn is_foreign_dump(reply: &[u8]) -> bool {
 
 impl Inner {
     /// Notes how a job wants a key to be copied.
-    pub(super) fn choose_way(&self, key: &Bytes, way: Way) {
+    pub(super) fn choose_way(&self, key: &Key, way: Way) {
         if way != Way::Whole {
             self.ways.borrow_mut().insert(key.clone(), way);
         }
     }
 
-    fn way_of(&self, key: &Bytes) -> Way {
+    fn way_of(&self, key: &Key) -> Way {
         if self.copying.is_by_type() {
             return Way::InPieces;
         }
         self.ways.borrow().get(key).copied().unwrap_or(Way::Whole)
     }
 
-    pub(super) fn dump(self: &Rc<Self>, key: Bytes) {
+    pub(super) fn dump(self: &Rc<Self>, key: Key) {
         let Some((plan, ticket)) = self.count_copy(&key) else { return };
         let (way, generation) = (self.way_of(&key), plan.generation());
         let engine = self.clone();
@@ -98,25 +98,25 @@ impl Inner {
         });
     }
 
-    fn ask_dump(self: &Rc<Self>, side: Side, key: &[u8]) -> (Answer, Answer) {
+    fn ask_dump(self: &Rc<Self>, side: Side, key: &Key) -> (Answer, Answer) {
         let ask = |command: &[u8]| {
             let (sender, receiver) = oneshot::channel();
-            let addressed = self.address(side, (key, 1), effect::command(&[command, key]));
+            let addressed = self.address(side, (key, 1), effect::command(&[command, &key.name]));
             self.send(addressed, None, EngineWaiter::Once(sender));
             receiver
         };
         (ask(b"DUMP"), ask(b"PEXPIRETIME"))
     }
 
-    fn keep(&self, key: &Bytes, dumped: Dumped) {
+    fn keep(&self, key: &Key, dumped: Dumped) {
         self.dumps.borrow_mut().insert(key.clone(), dumped);
     }
 
     /// A store that is full refuses thousands of copies a second.
-    fn complain(&self, key: Option<&[u8]>, reply: &[u8], what: &'static str) {
+    fn complain(&self, key: Option<&Key>, reply: &[u8], what: &'static str) {
         let Some(left_out) = self.complaints.is_time(Instant::now()) else { return };
         let table = self.table.borrow();
-        let route = key.map(|key| table.route_of(key).0.name.to_string());
+        let route = key.map(|key| table.route_of(&key.name).0.name.to_string());
         let reply = String::from_utf8_lossy(&reply[..reply.len().min(120)]);
         tracing::warn!(route, %reply, left_out, "{what}");
     }
@@ -139,7 +139,7 @@ impl Inner {
 
     async fn keep_dump(
         self: &Rc<Self>,
-        key: &Bytes,
+        key: &Key,
         leader: Side,
         asked: (Answer, Answer),
         compared: Option<(Answer, Answer)>,
@@ -165,13 +165,13 @@ impl Inner {
         Outcome::Done
     }
 
-    pub(super) fn restore(self: &Rc<Self>, key: Bytes) {
+    pub(super) fn restore(self: &Rc<Self>, key: Key) {
         let Some((plan, ticket)) = self.count_copy(&key) else { return };
         let generation = plan.generation();
         let known = self.dumps.borrow_mut().remove(&key);
         let command = match known {
-            Some(Dumped::Payload(payload, expiry)) => Ok(restore_command(&key, &payload, expiry, Replace::Yes)),
-            Some(Dumped::Absent) => Ok(effect::command(&[b"DEL", &key])),
+            Some(Dumped::Payload(payload, expiry)) => Ok(restore_command(&key.name, &payload, expiry, Replace::Yes)),
+            Some(Dumped::Absent) => Ok(effect::command(&[b"DEL", &key.name])),
             Some(Dumped::Equal) => Err(Outcome::Done),
             Some(Dumped::Copied(outcome)) => Err(outcome),
             None => Err(Outcome::Doubt),
@@ -194,7 +194,7 @@ impl Inner {
         });
     }
 
-    async fn restored(self: &Rc<Self>, key: &Bytes, leader: Side, answer: Answer) -> Outcome {
+    async fn restored(self: &Rc<Self>, key: &Key, leader: Side, answer: Answer) -> Outcome {
         match answer.await {
             Ok(Ok(reply)) if !reply::is_error(&reply) => Outcome::Done,
             Ok(Ok(reply)) if is_foreign_dump(&reply) => {
@@ -218,7 +218,7 @@ impl Inner {
     }
 
     /// First touch: DUMP on the follower, RESTORE without REPLACE on the leader.
-    pub(super) fn fetch(self: &Rc<Self>, key: Bytes) {
+    pub(super) fn fetch(self: &Rc<Self>, key: Key) {
         let Some((plan, ticket)) = self.count_copy(&key) else { return };
         let generation = plan.generation();
         let in_pieces = self.way_of(&key) == Way::InPieces;
@@ -234,14 +234,14 @@ impl Inner {
         });
     }
 
-    async fn bring_over(self: &Rc<Self>, key: &Bytes, leader: Side, asked: (Answer, Answer)) -> Fetched {
+    async fn bring_over(self: &Rc<Self>, key: &Key, leader: Side, asked: (Answer, Answer)) -> Fetched {
         let Ok(dump) = self.read_dump(asked).await else { return Fetched::Failed };
         let Some((payload, expiry)) = dump else { return Fetched::Unproven };
         if self.copying.is_large(payload.len() as u64) {
             drop(payload);
             return self.copy_in_pieces(key, leader.other(), Replace::No).await.fetched();
         }
-        let command = restore_command(key, &payload, expiry, Replace::No);
+        let command = restore_command(&key.name, &payload, expiry, Replace::No);
         let (sender, receiver) = oneshot::channel();
         self.copying.count(command.len());
         self.copying.count_key();
@@ -266,8 +266,8 @@ impl Inner {
     }
 
     /// Copies count in the lanes' gate. `None`: the route lost its follower, so there is nothing to copy to.
-    pub(super) fn count_copy(self: &Rc<Self>, key: &Bytes) -> Option<(Plan, Ticket)> {
-        let plan = Plan::of(&self.table.borrow(), key);
+    pub(super) fn count_copy(self: &Rc<Self>, key: &Key) -> Option<(Plan, Ticket)> {
+        let plan = Plan::of_key(&self.table.borrow(), key);
         if plan.follower.is_none() {
             self.lane.borrow_mut().abandon(key);
             return None;
@@ -285,8 +285,8 @@ impl Inner {
             return;
         }
         let table = self.table.borrow().clone();
-        let mode = |key: &Bytes| {
-            let plan = Plan::of(&table, key);
+        let mode = |key: &Key| {
+            let plan = Plan::of_key(&table, key);
             plan.follower.map(|_| Mode::of(&plan))
         };
         self.with_lane(|lane, orders| lane.repair(REPAIRS_PER_TICK, mode, orders));

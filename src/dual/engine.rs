@@ -34,7 +34,7 @@ use crate::dual::traffic::{Traffic, TrafficBook};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
-use crate::routing::{Plan, Side, Table};
+use crate::routing::{Key, Plan, Side, Table};
 use crate::seldom::Seldom;
 use crate::slot;
 use crate::store::{LinkError, Reply, StoreSide, Stores, Waiter};
@@ -59,6 +59,13 @@ pub struct ReplyTo {
     pub seq: u64,
 }
 
+/// Who asks: the database that its keys are in, what the reply is wanted in, and where it goes.
+pub struct Caller {
+    pub db: u32,
+    pub protocol: Protocol,
+    pub to: ReplyTo,
+}
+
 /// A destination for [`Engine::call`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -80,7 +87,7 @@ pub enum EngineWaiter {
         engine: Rc<Inner>,
         to: ReplyTo,
         ticket: Ticket,
-        asked: Box<(Request, &'static CommandSpec)>,
+        asked: Box<(u32, Request, &'static CommandSpec)>,
     },
     /// A message, whose receivers are counted.
     Published {
@@ -122,9 +129,9 @@ impl Waiter for EngineWaiter {
             }
             Self::Renamed { engine, to, ticket, asked } => {
                 engine.pause.sessions.leave(ticket);
-                let (request, spec) = *asked;
-                let outcome =
-                    outcome.map_err(|error| refusal_of(&error)).map(|reply| engine.own_reply(spec, &request, reply));
+                let (db, request, spec) = *asked;
+                let own = |reply| engine.own_reply(db, spec, &request, reply);
+                let outcome = outcome.map_err(|error| refusal_of(&error)).map(own);
                 to.port.deliver(to.seq, outcome);
             }
             Self::Published { engine, to, ticket, asked } => {
@@ -167,8 +174,7 @@ pub struct Engine(pub(super) Rc<Inner>);
 
 /// A request about one key, ready for its store.
 pub(super) struct Addressed {
-    /// Of the cluster; else it goes to the standalone.
-    slot: Option<u16>,
+    to: Target,
     request: Bytes,
 }
 
@@ -186,9 +192,9 @@ pub struct Inner {
     /// A list for the lane's next orders, kept so that an operation allocates none.
     pub(super) spare: Cell<Vec<Order<usize>>>,
     /// What is known of each key whose copy is in flight.
-    pub(super) dumps: RefCell<HashMap<Bytes, Dumped>>,
+    pub(super) dumps: RefCell<HashMap<Key, Dumped>>,
     /// Keys of jobs that are not copied the plain way; no more than the jobs' own bounds of keys in flight.
-    pub(super) ways: RefCell<HashMap<Bytes, Way>>,
+    pub(super) ways: RefCell<HashMap<Key, Way>>,
     pub(super) copying: Arc<Copying>,
     pub(super) remote: RefCell<Slab<(ReplyTo, Ticket)>>,
     pub(super) peers: Peers,
@@ -275,14 +281,25 @@ impl Engine {
         self.0.db
     }
 
+    /// Whether a database moves; the others are the standalone's.
+    #[inline]
+    pub fn is_moving(&self, db: u32) -> bool {
+        self.0.table.borrow().databases().is_moving(db)
+    }
+
     /// Whether the program is ending, so that sessions close when they have answered.
     pub fn is_stopping(&self) -> bool {
         self.0.stopping.get()
     }
 
     /// What would happen with a request for this key now.
-    pub fn plan(&self, key: &[u8]) -> Plan {
-        Plan::of(&self.0.table.borrow(), key)
+    pub fn plan(&self, key: &Key) -> Plan {
+        self.plan_of(key.db, &key.name)
+    }
+
+    /// The same for the name of a key in a database.
+    pub fn plan_of(&self, db: u32, name: &[u8]) -> Plan {
+        Plan::of(&self.0.table.borrow(), db, name)
     }
 
     /// Whether new requests under this plan have to wait for a flip.
@@ -307,77 +324,70 @@ impl Engine {
     }
 
     /// The slot of a key on the cluster.
-    pub fn slot_of(&self, key: &[u8]) -> u16 {
-        self.0.table.borrow().slot_of(key)
+    pub fn slot_of(&self, key: &Key) -> u16 {
+        self.0.table.borrow().slot_of(key.db, &key.name)
     }
 
-    /// A request as its target is to get it.
-    pub fn request_for(&self, target: &Target, spec: &CommandSpec, request: &Request) -> Bytes {
+    /// A request from a connection with database `db`, as its target is to get it.
+    pub fn request_for(&self, target: &Target, db: u32, spec: &CommandSpec, request: &Request) -> Bytes {
         match target {
             Target::Standalone { .. } => request.bytes().clone(),
-            Target::Slot(_) | Target::Node(_) => self.0.table.borrow().cluster_request(spec, request),
+            Target::Slot(_) | Target::Node(_) => self.0.table.borrow().cluster_request(db, spec, request),
         }
     }
 
     /// A target's reply as the application is to get it.
-    pub fn reply_from(&self, target: &Target, spec: &CommandSpec, request: &Request, frame: Bytes) -> Bytes {
+    pub fn reply_from(&self, target: &Target, db: u32, spec: &CommandSpec, request: &Request, frame: Bytes) -> Bytes {
         match target {
             Target::Standalone { .. } => frame,
-            Target::Slot(_) | Target::Node(_) => self.0.own_reply(spec, request, Reply::Whole(frame)).to_bytes(),
+            Target::Slot(_) | Target::Node(_) => self.0.own_reply(db, spec, request, Reply::Whole(frame)).to_bytes(),
         }
     }
 
     /// Whether [`Engine::submit`] takes these keys in one piece: one key, or several that share a plan without a
     /// follower and, on the cluster, a slot.
-    pub fn is_simple(&self, keys: &[&[u8]]) -> bool {
-        let Some(first) = keys.first() else { return true };
+    pub fn is_simple(&self, request: &Request, places: &[(usize, u32)]) -> bool {
         let table = self.0.table.borrow();
-        if keys.len() == 1 || table.all_standalone() {
+        let Some((&(first, db), rest)) = places.split_first() else { return true };
+        if rest.is_empty() || table.all_standalone() {
             return true;
         }
-        let leader = Plan::of(&table, first).leader;
-        let wanted = table.slot_of(first);
-        keys.iter().all(|key| {
-            let plan = Plan::of(&table, key);
-            plan.follower.is_none()
-                && plan.leader == leader
-                && (leader == Side::Standalone || table.slot_of(key) == wanted)
+        let leader = Plan::of(&table, db, request.arg(first)).leader;
+        let slot = |index, db| table.slot_of(db, request.arg(index));
+        let wanted = (leader == Side::Cluster).then(|| slot(first, db));
+        places.iter().all(|(index, db)| {
+            let plan = Plan::of(&table, *db, request.arg(*index));
+            plan.follower.is_none() && plan.leader == leader && wanted.is_none_or(|wanted| slot(*index, *db) == wanted)
         })
     }
 
-    /// Sends a request whose keys `is_simple` accepted, under the plan of its first key; without a key to the standalone.
-    /// The gate is the caller's to look at, before.
-    pub fn submit(
-        &self,
-        request: Request,
-        spec: &'static CommandSpec,
-        keys: &[usize],
-        protocol: Protocol,
-        to: ReplyTo,
-    ) {
+    /// Sends a request whose keys `is_simple` accepted, under the plan of its first key; without a key, or from a database
+    /// that does not move, to the standalone. The gate is the caller's to look at, before.
+    pub fn submit(&self, request: Request, spec: &'static CommandSpec, places: &[(usize, u32)], caller: Caller) {
         let inner = &self.0;
-        let Some(&first) = keys.first() else {
-            let ticket = inner.pause.sessions.enter(0);
-            let waiter = EngineWaiter::Direct { engine: inner.clone(), to, ticket };
-            return inner.stores.standalone(inner.db, request.into_bytes(), Some(protocol), waiter);
-        };
-        let (route_hash, leader, standing, is_tagged) = {
+        let Some(&(first, db)) = places.first() else { return self.submit_elsewhere(request.into_bytes(), caller) };
+        let (route_hash, leader, standing, is_renamed) = {
             let table = inner.table.borrow();
+            if !table.databases().is_moving(db) {
+                drop(table);
+                return self.submit_elsewhere(request.into_bytes(), caller);
+            }
             let (route, hash) = table.route_of(request.arg(first));
             inner.traffic.count(&table, request.arg(first), hash);
             let standing = route.phase.follower().map(|_| Standing::of(&table, route, hash));
-            (hash, route.phase.leader(), standing, table.is_tagged())
+            (hash, route.phase.leader(), standing, table.is_renamed())
         };
         let ticket = inner.pause.sessions.enter(route_hash);
         if let Some(standing) = standing {
-            return inner.to_lane((request, spec, first), standing, protocol, to, ticket);
+            return inner.to_lane((request, spec, first), standing, caller, ticket);
         }
-        if is_tagged && leader == Side::Cluster {
-            return inner.submit_tagged(request, spec, keys, protocol, to, ticket);
+        if is_renamed && leader == Side::Cluster {
+            return inner.submit_renamed(request, spec, places, caller, ticket);
         }
+        let Caller { db, protocol, to } = caller;
         let waiter = EngineWaiter::Direct { engine: inner.clone(), to, ticket };
         match leader {
-            Side::Standalone => inner.stores.standalone(inner.db, request.into_bytes(), Some(protocol), waiter),
+            Side::Standalone => inner.stores.standalone(db, request.into_bytes(), Some(protocol), waiter),
             Side::Cluster => {
                 let slot = slot::of(request.arg(first));
                 inner.stores.cluster(slot, request.into_bytes(), Some(protocol), waiter);
@@ -385,8 +395,9 @@ impl Engine {
         }
     }
 
-    /// Sends a request to another database of the standalone, which does not move.
-    pub fn submit_elsewhere(&self, db: u32, request: Bytes, protocol: Protocol, to: ReplyTo) {
+    /// Sends a request to a database of the standalone, whatever its keys.
+    pub fn submit_elsewhere(&self, request: Bytes, caller: Caller) {
+        let Caller { db, protocol, to } = caller;
         let ticket = self.0.pause.sessions.enter(0);
         let waiter = EngineWaiter::Direct { engine: self.0.clone(), to, ticket };
         self.0.stores.standalone(db, request, Some(protocol), waiter);
@@ -445,8 +456,8 @@ impl Engine {
     }
 
     /// Notes that a request for a key was refused because its keys are not in one place.
-    pub fn note_refused(&self, key: &[u8]) {
-        self.0.traffic.refuse(&self.0.table.borrow(), key);
+    pub fn note_refused(&self, key: &Key) {
+        self.0.traffic.refuse(&self.0.table.borrow(), &key.name);
     }
 
     /// What this worker is doing.
@@ -505,54 +516,57 @@ impl Inner {
     }
 
     /// A request about one key, which is argument `index`, as a side is to get it.
-    pub(super) fn address(&self, side: Side, (key, index): (&[u8], usize), request: Bytes) -> Addressed {
+    pub(super) fn address(&self, side: Side, (key, index): (&Key, usize), request: Bytes) -> Addressed {
         if side == Side::Standalone {
-            return Addressed { slot: None, request };
+            return Addressed { to: Target::Standalone { db: key.db }, request };
         }
         let table = self.table.borrow();
-        let whole = table.is_tagged().then(|| Request::parse(request.clone())).flatten();
-        let request = whole.map_or(request, |whole| table.rename(&whole, &[index]));
-        Addressed { slot: Some(table.slot_of(key)), request }
+        let whole = table.is_renamed().then(|| Request::parse(request.clone())).flatten();
+        let request = whole.map_or(request, |whole| table.rename(&whole, &[(index, key.db)]));
+        Addressed { to: Target::Slot(table.slot_of(key.db, &key.name)), request }
     }
 
     /// Sends it.
     pub(super) fn send(&self, addressed: Addressed, protocol: Option<Protocol>, waiter: EngineWaiter) {
-        match addressed.slot {
-            None => self.stores.standalone(self.db, addressed.request, protocol, waiter),
-            Some(slot) => self.stores.cluster(slot, addressed.request, protocol, waiter),
+        let Addressed { to, request } = addressed;
+        match to {
+            Target::Standalone { db } => self.stores.standalone(db, request, protocol, waiter),
+            Target::Slot(slot) => self.stores.cluster(slot, request, protocol, waiter),
+            Target::Node(address) => self.stores.node(&address, request, protocol, waiter),
         }
     }
 
-    fn submit_tagged(
+    fn submit_renamed(
         self: &Rc<Self>,
         request: Request,
         spec: &'static CommandSpec,
-        keys: &[usize],
-        protocol: Protocol,
-        to: ReplyTo,
+        places: &[(usize, u32)],
+        caller: Caller,
         ticket: Ticket,
     ) {
+        let Caller { db, protocol, to } = caller;
         let (slot, renamed) = {
             let table = self.table.borrow();
-            (table.slot_of(request.arg(keys[0])), table.rename(&request, keys))
+            let (first, first_db) = places[0];
+            (table.slot_of(first_db, request.arg(first)), table.cluster_request(db, spec, &request))
         };
         let engine = self.clone();
         let waiter = match command::tells_keys(spec) {
-            true => EngineWaiter::Renamed { engine, to, ticket, asked: Box::new((request, spec)) },
+            true => EngineWaiter::Renamed { engine, to, ticket, asked: Box::new((db, request, spec)) },
             false => EngineWaiter::Direct { engine, to, ticket },
         };
         self.stores.cluster(slot, renamed, Some(protocol), waiter);
     }
 
     /// A reply of the cluster with the application's names in it.
-    pub(super) fn own_reply<'r>(&self, spec: &CommandSpec, request: &Request, reply: Reply<'r>) -> Reply<'r> {
-        match self.table.borrow().own_reply(spec, request, reply.bytes()) {
+    pub(super) fn own_reply<'r>(&self, db: u32, spec: &CommandSpec, request: &Request, reply: Reply<'r>) -> Reply<'r> {
+        match self.table.borrow().own_reply(db, spec, request, reply.bytes()) {
             Some(renamed) => Reply::Whole(renamed),
             None => reply,
         }
     }
 
-    pub(super) fn write_journal(self: &Rc<Self>, key: Bytes) {
+    pub(super) fn write_journal(self: &Rc<Self>, key: Key) {
         let (peers, worker, written) = (self.peers.clone(), self.worker, key.clone());
         self.journal.add(key, move || peers.send(worker, Message::Journaled { key: written }));
     }
@@ -622,11 +636,11 @@ impl Inner {
         }
     }
 
-    pub(super) fn plan(&self, key: &[u8]) -> Plan {
-        Plan::of(&self.table.borrow(), key)
+    pub(super) fn plan(&self, key: &Key) -> Plan {
+        Plan::of_key(&self.table.borrow(), key)
     }
 
-    pub(super) fn generation(&self, key: &[u8]) -> u32 {
+    pub(super) fn generation(&self, key: &Key) -> u32 {
         self.plan(key).generation()
     }
 
@@ -637,7 +651,7 @@ impl Inner {
         }
     }
 
-    fn is_lane_closed(&self, key: &[u8]) -> bool {
+    fn is_lane_closed(&self, key: &Key) -> bool {
         self.pause.is_lane_closed(&self.table.borrow(), key)
     }
 
@@ -656,7 +670,7 @@ impl Inner {
     fn open(self: &Rc<Self>) {
         let table = self.table.borrow().clone();
         // A route without a follower has nothing that could diverge, and the next time that it has one all is found anew.
-        let gone = self.lane.borrow_mut().forget(|key| Plan::of(&table, key).follower.is_none());
+        let gone = self.lane.borrow_mut().forget(|key| Plan::of_key(&table, key).follower.is_none());
         gone.iter().for_each(|key| self.journal.remove(key));
         if !gone.is_empty() {
             tracing::info!(
@@ -671,8 +685,8 @@ impl Inner {
         self.opened.notify_waiters();
     }
 
-    pub(super) fn count_divergence(&self, key: &[u8], by: i64) {
-        let Some(dual) = Plan::of(&self.table.borrow(), key).dual else { return };
+    pub(super) fn count_divergence(&self, key: &Key, by: i64) {
+        let Some(dual) = Plan::of_key(&self.table.borrow(), key).dual else { return };
         dual.add_divergence(by);
         if by > 0 && self.lane.borrow().sizes().1 > DIVERGED_KEYS_MAX {
             self.give_up_counting();
@@ -686,7 +700,7 @@ impl Inner {
         self.stores.doubt();
         let table = self.table.borrow();
         let forgotten = self.lane.borrow_mut().forget(|key| {
-            let plan = Plan::of(&table, key);
+            let plan = Plan::of_key(&table, key);
             let Some(dual) = plan.dual.as_ref().filter(|_| matches!(Mode::of(&plan), Mode::Mirror { .. })) else {
                 return false;
             };

@@ -3,7 +3,6 @@
 //! It runs on the leader between [`Engine::begin`] and [`Guard::finish`]; afterwards each key that it may have changed is
 //! resynced through its lane. Where keys may be fetched from the follower, its own are held meanwhile.
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::dual::engine::Engine;
@@ -11,7 +10,7 @@ use crate::dual::gate::Ticket;
 use crate::dual::lane::{Mode, Outcome};
 use crate::dual::message::{Message, Way};
 use crate::resp::refusal::Refusal;
-use crate::routing::Plan;
+use crate::routing::{Key, Plan};
 
 /// Whether keys that may be fetched are kept from others.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,12 +26,12 @@ pub struct Guard {
     /// The plan of each key, in the order given to [`Engine::begin`].
     pub plans: Vec<Plan>,
     /// Copied in their lanes' time.
-    resync: Vec<Bytes>,
+    resync: Vec<Key>,
     /// Strict keys that others may use meanwhile: copied, or in the journal, before the client hears of it.
-    shared: Vec<Bytes>,
+    shared: Vec<Key>,
     /// Those of them that were brought over for this command, and are given back.
-    lent: Vec<Bytes>,
-    held: Vec<Bytes>,
+    lent: Vec<Key>,
+    held: Vec<Key>,
     over: bool,
 }
 
@@ -46,7 +45,7 @@ impl Guard {
             let _ = wait.await;
         }
         let peers = &self.engine.0.peers;
-        let ask = |key: &Bytes, message: &dyn Fn(Bytes, oneshot::Sender<Result<(), Refusal>>) -> Message| {
+        let ask = |key: &Key, message: &dyn Fn(Key, oneshot::Sender<Result<(), Refusal>>) -> Message| {
             let (done, ended) = oneshot::channel();
             peers.send(peers.lane_of(key), message(key.clone(), done));
             (key.clone(), ended)
@@ -76,7 +75,7 @@ impl Guard {
         for key in self.lent.drain(..) {
             peers.send(peers.lane_of(&key), Message::Return { key, outcome, done: None });
         }
-        let release = |key: Bytes| {
+        let release = |key: Key| {
             let (done, ended) = oneshot::channel();
             peers.send(peers.lane_of(&key), Message::Release { key, outcome, done });
             ended
@@ -116,16 +115,16 @@ impl Engine {
     /// Counts in a command that runs outside of the lanes, and holds its keys where they may be fetched from the follower.
     /// Waits while a route is gated. Every way out of the command must go through [`Guard::finish`]; a guard that is
     /// dropped (its client went away) takes its keys for changed.
-    pub async fn begin(&self, keys: &[Bytes]) -> Result<Guard, Refusal> {
+    pub async fn begin(&self, keys: &[Key]) -> Result<Guard, Refusal> {
         self.begin_with(keys, Hold::Yes).await
     }
 
     /// The same for a command that waits for others to write: its keys are brought over but not held.
-    pub async fn begin_blocking(&self, keys: &[Bytes]) -> Result<Guard, Refusal> {
+    pub async fn begin_blocking(&self, keys: &[Key]) -> Result<Guard, Refusal> {
         self.begin_with(keys, Hold::No).await
     }
 
-    async fn begin_with(&self, keys: &[Bytes], hold: Hold) -> Result<Guard, Refusal> {
+    async fn begin_with(&self, keys: &[Key], hold: Hold) -> Result<Guard, Refusal> {
         let mut plans;
         loop {
             plans = keys.iter().map(|key| self.plan(key)).collect::<Vec<_>>();
@@ -135,10 +134,14 @@ impl Engine {
             self.opened().await;
         }
         let tickets = plans.iter().map(|plan| self.0.pause.sessions.enter(plan.route_hash)).collect();
-        if let (Some(key), Some(plan)) = (keys.first(), plans.first()) {
-            self.0.traffic.count(&self.0.table.borrow(), key, plan.route_hash);
+        {
+            let table = self.0.table.borrow();
+            let mut moving = keys.iter().zip(&plans).filter(|(key, _)| table.databases().is_moving(key.db));
+            if let Some((key, plan)) = moving.next() {
+                self.0.traffic.count(&table, &key.name, plan.route_hash);
+            }
         }
-        let mut dual: Vec<(Bytes, Mode, bool)> = keys
+        let mut dual: Vec<(Key, Mode, bool)> = keys
             .iter()
             .zip(&plans)
             .filter(|(_, plan)| plan.follower.is_some())
@@ -187,12 +190,12 @@ impl Engine {
     }
 
     /// Copies a key from leader to follower through its lane.
-    pub async fn resync(&self, key: Bytes) -> Result<(), Refusal> {
+    pub async fn resync(&self, key: Key) -> Result<(), Refusal> {
         self.0.peers.resync(key).await
     }
 
     /// Has a diverged key in the journal, on disk.
-    async fn journaled(&self, key: Bytes) {
+    async fn journaled(&self, key: Key) {
         let (written, wait) = oneshot::channel();
         self.0.journal.add(key, move || {
             let _ = written.send(());

@@ -16,7 +16,7 @@ use std::collections::HashSet;
 
 use crate::dual::gate::Gate;
 use crate::dual::lane::Lane;
-use crate::routing::{Plan, Table};
+use crate::routing::{Key, Plan, Table};
 
 /// Which of a worker's gates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -149,11 +149,11 @@ impl<D, M> Pause<D, M> {
     }
 
     /// Whether the key's route is in the second half of a flip: nothing new begins in its lane.
-    pub fn is_lane_closed(&self, table: &Table, key: &[u8]) -> bool {
+    pub fn is_lane_closed(&self, table: &Table, key: &Key) -> bool {
         if !self.lanes.has_closed() {
             return false;
         }
-        let plan = Plan::of(table, key);
+        let plan = Plan::of_key(table, key);
         self.lanes.is_closed(plan.route_hash) || self.lanes.is_closed(plan.line_hash)
     }
 
@@ -179,7 +179,7 @@ impl<D, M> Pause<D, M> {
 /// Counts the diverged keys of a lane where they belong now: the line that covers a key may be another one, or another's heir.
 pub fn recount<O: Clone + PartialEq>(lane: &Lane<O>, old: &Table, new: &Table) {
     for key in lane.diverged() {
-        let (before, now) = (Plan::of(old, key).dual, Plan::of(new, key).dual);
+        let (before, now) = (Plan::of_key(old, key).dual, Plan::of_key(new, key).dual);
         let is_same = match (&before, &now) {
             (Some(before), Some(now)) => std::sync::Arc::ptr_eq(before, now),
             (before, now) => before.is_none() && now.is_none(),

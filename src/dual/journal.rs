@@ -15,19 +15,20 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::metrics::Totals;
+use crate::routing::Key;
 
 /// What the file begins with: its kind and the number of its format.
-pub const HEADER: &[u8] = b"cutover journal 1\n";
+pub const HEADER: &[u8] = b"cutover journal 2\n";
 /// A record says that a key is diverged, or that it is so no longer.
 pub const ADD: u8 = 1;
 pub const REMOVE: u8 = 2;
 /// op, length, half a CRC of these, so that a length that changed is not taken for a record that was cut.
 const HEAD_BYTES: usize = 7;
-/// The head, and the CRC of all before it.
-const FRAME_BYTES: usize = HEAD_BYTES + 4;
+/// The number of the key's database stands before its name.
+const DB_BYTES: usize = 4;
+/// The head, the database, and the CRC of all before it.
+const FRAME_BYTES: usize = HEAD_BYTES + DB_BYTES + 4;
 /// The file is left to grow to this.
 const COMPACT_BYTES: u64 = 16 << 20;
 /// Between two tries of a disk that refuses.
@@ -37,7 +38,7 @@ type Done = Box<dyn FnOnce() + Send>;
 
 struct Order {
     op: u8,
-    key: Bytes,
+    key: Key,
     done: Option<Done>,
 }
 
@@ -49,7 +50,7 @@ pub struct Journal {
 /// What an earlier run left.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    pub open: HashSet<Bytes>,
+    pub open: HashSet<Key>,
     /// What is wrong with the file, and where it was put.
     pub damage: Option<String>,
     /// There was none: nothing has run here before.
@@ -75,12 +76,12 @@ impl Journal {
 
     /// Notes a key; `done` is called when it is on disk. While the disk refuses it is not called: the client stays without an
     /// answer until the disk is free again or its session ends, which is the safe side.
-    pub fn add(&self, key: Bytes, done: impl FnOnce() + Send + 'static) {
+    pub fn add(&self, key: Key, done: impl FnOnce() + Send + 'static) {
         let _ = self.orders.send(Order { op: ADD, key, done: Some(Box::new(done)) });
     }
 
     /// Notes that a key was repaired. Not synced: losing it costs one more repair.
-    pub fn remove(&self, key: &Bytes) {
+    pub fn remove(&self, key: &Key) {
         let _ = self.orders.send(Order { op: REMOVE, key: key.clone(), done: None });
     }
 }
@@ -109,7 +110,7 @@ struct Writer<D> {
     length: u64,
     /// What the file would have with the open keys alone.
     live: u64,
-    open: HashSet<Bytes>,
+    open: HashSet<Key>,
     /// The length at which it is rewritten; grows where that failed.
     compact_at: u64,
     bound: u64,
@@ -166,9 +167,9 @@ impl<D: Disk> Writer<D> {
             self.totals.journal_refused.store(0, Ordering::Relaxed);
         }
         for Order { op, key, done } in orders {
-            let size = (key.len() + FRAME_BYTES) as u64;
+            let size = size_of_record(&key);
             match op {
-                ADD if self.open.insert(Bytes::copy_from_slice(&key)) => self.live += size,
+                ADD if self.open.insert(Key::copied(key.db, &key.name)) => self.live += size,
                 REMOVE if self.open.remove(&key) => self.live -= size,
                 _ => {}
             }
@@ -195,8 +196,12 @@ impl<D: Disk> Writer<D> {
     }
 }
 
-fn size_of(open: &HashSet<Bytes>) -> u64 {
-    open.iter().map(|key| (key.len() + FRAME_BYTES) as u64).sum::<u64>() + HEADER.len() as u64
+fn size_of(open: &HashSet<Key>) -> u64 {
+    open.iter().map(size_of_record).sum::<u64>() + HEADER.len() as u64
+}
+
+fn size_of_record(key: &Key) -> u64 {
+    (key.name.len() + FRAME_BYTES) as u64
 }
 
 /// Reads what is there; what cannot be read is put aside.
@@ -225,7 +230,7 @@ fn read(path: &Path) -> io::Result<Found> {
 }
 
 /// The journal with the open keys alone: written beside the old one, synced, and put into its place.
-fn rewrite(path: &Path, open: &HashSet<Bytes>) -> io::Result<File> {
+fn rewrite(path: &Path, open: &HashSet<Key>) -> io::Result<File> {
     let new = path.with_extension("new");
     let mut out = io::BufWriter::new(File::create(&new)?);
     out.write_all(HEADER)?;
@@ -238,13 +243,14 @@ fn rewrite(path: &Path, open: &HashSet<Bytes>) -> io::Result<File> {
     OpenOptions::new().append(true).open(path)
 }
 
-/// A record: head, key, CRC of all before.
-pub fn frame(op: u8, key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(key.len() + FRAME_BYTES);
+/// A record: head, key, CRC of all before. The length is that of database and name.
+pub fn frame(op: u8, key: &Key) -> Vec<u8> {
+    let mut out = Vec::with_capacity(key.name.len() + FRAME_BYTES);
     out.push(op);
-    out.extend_from_slice(&(key.len() as u32).to_le_bytes());
+    out.extend_from_slice(&((DB_BYTES + key.name.len()) as u32).to_le_bytes());
     out.extend_from_slice(&head_crc(&out));
-    out.extend_from_slice(key);
+    out.extend_from_slice(&key.db.to_le_bytes());
+    out.extend_from_slice(&key.name);
     out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
     out
 }
@@ -267,7 +273,7 @@ pub enum Tail {
 }
 
 /// The keys that are open after all whole records.
-pub fn recover(bytes: &[u8]) -> (HashSet<Bytes>, Tail) {
+pub fn recover(bytes: &[u8]) -> (HashSet<Key>, Tail) {
     let mut open = HashSet::new();
     if !bytes.starts_with(HEADER) {
         return (open, Tail::Damaged { at: 0 });
@@ -280,12 +286,13 @@ pub fn recover(bytes: &[u8]) -> (HashSet<Bytes>, Tail) {
             return (open, Tail::Damaged { at });
         }
         let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
-        let Some(record) = rest.get(..length + FRAME_BYTES) else { return (open, Tail::Cut { at }) };
+        let Some(record) = rest.get(..length + FRAME_BYTES - DB_BYTES) else { return (open, Tail::Cut { at }) };
         let (body, crc) = record.split_at(record.len() - 4);
         if crc32fast::hash(body).to_le_bytes() != crc {
             return (open, Tail::Damaged { at });
         }
-        let key = Bytes::copy_from_slice(&body[HEAD_BYTES..]);
+        let Some((db, name)) = body[HEAD_BYTES..].split_first_chunk() else { return (open, Tail::Damaged { at }) };
+        let key = Key::copied(u32::from_le_bytes(*db), name);
         match body[0] {
             ADD => drop(open.insert(key)),
             _ => drop(open.remove(&key)),
@@ -301,8 +308,13 @@ mod tests {
 
     use super::*;
 
-    fn keys(names: &[&str]) -> HashSet<Bytes> {
-        names.iter().map(|name| Bytes::copy_from_slice(name.as_bytes())).collect()
+    /// Of a database that is not the first, so that its number matters.
+    fn key(name: &str) -> Key {
+        Key::copied(258, name.as_bytes())
+    }
+
+    fn keys(names: &[&str]) -> HashSet<Key> {
+        names.iter().map(|name| key(name)).collect()
     }
 
     fn open(directory: &Path) -> (Journal, Found) {
@@ -311,16 +323,17 @@ mod tests {
 
     fn add(journal: &Journal, key: &str) {
         let (tx, rx) = mpsc::channel();
-        journal.add(Bytes::copy_from_slice(key.as_bytes()), move || tx.send(()).unwrap());
+        journal.add(self::key(key), move || tx.send(()).unwrap());
         rx.recv().unwrap();
     }
 
     #[test]
     fn damaged_journals_are_cut_or_damaged_or_whole_and_name_no_key_that_was_not_there() {
-        let whole = [HEADER, &frame(ADD, b"key:a"), &frame(ADD, b"key:b"), &frame(REMOVE, b"key:a")].concat();
+        let whole =
+            [HEADER, &frame(ADD, &key("key:a")), &frame(ADD, &key("key:b")), &frame(REMOVE, &key("key:a"))].concat();
         crate::fuzz::fuzz(&[&whole, HEADER], |bytes| {
             let (open, tail) = recover(bytes);
-            assert!(open.iter().all(|key| key.starts_with(b"key:")), "{open:?}");
+            assert!(open.iter().all(|key| key.name.starts_with(b"key:")), "{open:?}");
             match tail {
                 Tail::Whole => {}
                 Tail::Cut { at } | Tail::Damaged { at } => assert!(at <= bytes.len()),
@@ -330,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_journal_cut_at_any_byte_gives_what_was_whole() {
-        let records = [frame(ADD, b"a"), frame(ADD, b"bb"), frame(REMOVE, b"a")];
+        let records = [frame(ADD, &key("a")), frame(ADD, &key("bb")), frame(REMOVE, &key("a"))];
         let whole = [HEADER, &records.concat()].concat();
         let ends: Vec<usize> = (0..=3).map(|count| HEADER.len() + records[..count].concat().len()).collect();
         for cut in HEADER.len()..=whole.len() {
@@ -343,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_byte_that_changed_is_never_taken_for_a_whole_journal() {
-        let whole = [HEADER, &frame(ADD, b"a"), &frame(ADD, b"bb"), &frame(REMOVE, b"a")].concat();
+        let whole = [HEADER, &frame(ADD, &key("a")), &frame(ADD, &key("bb")), &frame(REMOVE, &key("a"))].concat();
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x41;
@@ -364,8 +377,8 @@ mod tests {
     fn a_damaged_or_unreadable_journal_is_put_aside_and_what_was_whole_counts() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal");
-        let mut bytes = [HEADER, &frame(ADD, b"a"), &frame(ADD, b"b"), &frame(ADD, b"c")].concat();
-        let middle = HEADER.len() + frame(ADD, b"a").len() + 2;
+        let mut bytes = [HEADER, &frame(ADD, &key("a")), &frame(ADD, &key("b")), &frame(ADD, &key("c"))].concat();
+        let middle = HEADER.len() + frame(ADD, &key("a")).len() + 2;
         bytes[middle] ^= 1;
         fs::write(&path, &bytes).unwrap();
         let found = open(directory.path()).1;
@@ -421,7 +434,7 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_full_at_any_byte_and_then_read_only_keeps_whole_records_and_tells_nobody_before() {
-        for room in HEADER.len()..HEADER.len() + 24 {
+        for room in HEADER.len()..HEADER.len() + 32 {
             for cuts in 0..4 {
                 let directory = tempfile::tempdir().unwrap();
                 let path = directory.path().join("journal");
@@ -439,7 +452,7 @@ mod tests {
                     let done: Done = Box::new(move || {
                         tell.fetch_add(1, Ordering::Relaxed);
                     });
-                    let order = Order { op: ADD, key: Bytes::from_static(name.as_bytes()), done: Some(done) };
+                    let order = Order { op: ADD, key: key(name), done: Some(done) };
                     writer.write_until_done(vec![order], || {
                         let (open, tail) = recover(&fs::read(&path).unwrap());
                         assert!(
@@ -477,7 +490,7 @@ mod tests {
                 200 => fs::remove_dir(&in_the_way).unwrap(),
                 _ => {}
             }
-            let order = |op, name: String| Order { op, key: name.into(), done: None };
+            let order = |op, name: String| Order { op, key: key(&name), done: None };
             let mut orders = vec![order(ADD, format!("key {n}"))];
             if n % 300 > 0 {
                 orders.push(order(REMOVE, format!("key {n}")));

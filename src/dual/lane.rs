@@ -13,10 +13,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use bytes::Bytes;
-
 use crate::dual::presence::Presence;
-use crate::routing::{Ack, Coverage, DualState, Phase, Plan};
+use crate::routing::{Ack, Coverage, DualState, Key, Phase, Plan};
 
 /// How the stores of a route stand to each other when an operation arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,19 +89,19 @@ pub enum Order<O> {
     },
     /// Append DUMP and PEXPIRETIME of the key to the leader's link, report `dumped`; the engine keeps the payload.
     Dump {
-        key: Bytes,
+        key: Key,
     },
     /// Append RESTORE … REPLACE, or DEL where the dump said absent, to the follower's link, report `restored`.
     Restore {
-        key: Bytes,
+        key: Key,
     },
     /// Bring the key from the follower to the leader unless the leader has it, report how it was [`Fetched`].
     Fetch {
-        key: Bytes,
+        key: Key,
     },
     /// Write the key to the journal and have it on disk, report `journaled`. Nobody is answered before.
     Journal {
-        key: Bytes,
+        key: Key,
     },
     /// The operation is over and its client may be answered.
     Reply {
@@ -119,10 +117,10 @@ pub enum Order<O> {
     },
     /// The key became diverged, or ceased to be.
     Diverged {
-        key: Bytes,
+        key: Key,
     },
     Repaired {
-        key: Bytes,
+        key: Key,
     },
 }
 
@@ -223,17 +221,17 @@ impl<O> Entry<O> {
 }
 
 /// [`Lane::resync`] or [`Lane::give_back_changed`].
-pub type AskForCopy<O> = fn(&mut Lane<O>, &Bytes, O, Mode, u32, &mut Vec<Order<O>>);
+pub type AskForCopy<O> = fn(&mut Lane<O>, &Key, O, Mode, u32, &mut Vec<Order<O>>);
 
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Lane<O> {
-    entries: HashMap<Bytes, Entry<O>>,
+    entries: HashMap<Key, Entry<O>>,
     present: Presence,
     /// Keys that commands outside of the lane may change at any moment, and how many of these there are. The leader has all
     /// there is of them, also where presence is forgotten meanwhile: were such a key fetched between a command that emptied
     /// it and the copy that follows, it would be back from the dead.
-    lent: HashMap<Bytes, u32>,
+    lent: HashMap<Key, u32>,
     diverged_count: usize,
 }
 
@@ -252,7 +250,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     /// True: the operation ends with `Reply` or `Unavailable` (or is `Granted` first); false: with the leader's answer.
     pub fn arrive(
         &mut self,
-        key: &Bytes,
+        key: &Key,
         op: O,
         work: Work,
         mode: Mode,
@@ -282,7 +280,7 @@ impl<O: Clone + PartialEq> Lane<O> {
 
     fn arrive_mirror(
         &mut self,
-        key: &Bytes,
+        key: &Key,
         op: O,
         work: Work,
         synced: bool,
@@ -333,7 +331,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// A strict mode: an operation on a key that is not busy.
-    fn begin(&mut self, key: &Bytes, op: O, work: Work, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+    fn begin(&mut self, key: &Key, op: O, work: Work, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
         let is_diverged = self.entries.get(key).is_some_and(|entry| entry.diverged);
         let is_led = self.entries.get(key).is_some_and(Entry::is_led);
         // Where the leader has every key there is nothing to bring over.
@@ -374,17 +372,17 @@ impl<O: Clone + PartialEq> Lane<O> {
 
     /// Asks for a copy leader to follower; `op` gets `Reply` when the stores were equal once after this call, or
     /// `Unavailable` if the copy failed (the key is then diverged, or was never fetched).
-    pub fn resync(&mut self, key: &Bytes, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+    pub fn resync(&mut self, key: &Key, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
         self.ask_for_copy(key, op, 0, mode, generation, orders);
     }
 
     /// A command to which the key was lent may have changed it: the same, and the key is given back.
-    pub fn give_back_changed(&mut self, key: &Bytes, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+    pub fn give_back_changed(&mut self, key: &Key, op: O, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
         self.ask_for_copy(key, op, 1, mode, generation, orders);
     }
 
     /// The key was lent to so many commands that are over, and nothing remains to be copied but what is asked for already.
-    pub fn give_back(&mut self, key: &Bytes, times: u32) {
+    pub fn give_back(&mut self, key: &Key, times: u32) {
         if let Some(count) = self.lent.get_mut(key) {
             *count = count.saturating_sub(times);
             if *count == 0 {
@@ -393,18 +391,18 @@ impl<O: Clone + PartialEq> Lane<O> {
         }
     }
 
-    fn lend(&mut self, key: &Bytes) {
+    fn lend(&mut self, key: &Key) {
         *self.lent.entry(owned(key)).or_default() += 1;
     }
 
     /// First-touch: whether the leader is known to have all there is of a key.
-    fn is_brought_over(&self, generation: u32, key: &Bytes) -> bool {
+    fn is_brought_over(&self, generation: u32, key: &Key) -> bool {
         self.present.has(generation, key) || (!self.lent.is_empty() && self.lent.contains_key(key))
     }
 
     fn ask_for_copy(
         &mut self,
-        key: &Bytes,
+        key: &Key,
         op: O,
         returning: u32,
         mode: Mode,
@@ -429,7 +427,7 @@ impl<O: Clone + PartialEq> Lane<O> {
 
     /// Copies a key for which nothing is in flight. What the leader lacks may still be on the follower only, and then a copy
     /// would delete it: in first-touch mode a key that is not settled is fetched first.
-    fn copy_to_follower(&mut self, key: &Bytes, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
+    fn copy_to_follower(&mut self, key: &Key, mode: Mode, generation: u32, orders: &mut Vec<Order<O>>) {
         let is_brought_over = self.is_brought_over(generation, key);
         let Some(entry) = self.entries.get_mut(key) else { return };
         let is_settled = if entry.diverged { entry.is_led() } else { is_brought_over };
@@ -448,7 +446,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     /// `Order::Follow` comes out if the effect is to be sent.
     pub fn led(
         &mut self,
-        key: &Bytes,
+        key: &Key,
         op: O,
         follow: bool,
         outcome: Outcome,
@@ -502,7 +500,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     /// The follower answered an effect. `whole`: the effect leaves a whole value (an overwrite).
     pub fn followed(
         &mut self,
-        key: &Bytes,
+        key: &Key,
         op: O,
         outcome: Outcome,
         whole: bool,
@@ -535,7 +533,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// The dump came back (or did not): `Refused` is not possible but for a broken leader, and then counts as doubt.
-    pub fn dumped(&mut self, key: &Bytes, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+    pub fn dumped(&mut self, key: &Key, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
         match outcome {
             Outcome::Done => orders.push(Order::Restore { key: key.clone() }),
             Outcome::Refused | Outcome::Doubt => self.restored(key, Outcome::Doubt, generation, orders),
@@ -543,7 +541,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// The follower took the copy, or did not.
-    pub fn restored(&mut self, key: &Bytes, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+    pub fn restored(&mut self, key: &Key, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         match &mut entry.stage {
             Stage::Copying { dirty, .. } if outcome == Outcome::Done => {
@@ -580,14 +578,14 @@ impl<O: Clone + PartialEq> Lane<O> {
 
     /// The copy under way reads the key piece by piece from now on: writes wait until it is over, reads do not. What was
     /// sent before stands before the first piece in the leader's link.
-    pub fn hold_copy(&mut self, key: &Bytes) {
+    pub fn hold_copy(&mut self, key: &Key) {
         if let Some(Entry { stage: Stage::Copying { dirty, holds, .. }, .. }) = self.entries.get_mut(key) {
             (*dirty, *holds) = (false, true);
         }
     }
 
     /// The first touch ended.
-    pub fn fetched(&mut self, key: &Bytes, fetched: Fetched, generation: u32, orders: &mut Vec<Order<O>>) {
+    pub fn fetched(&mut self, key: &Key, fetched: Fetched, generation: u32, orders: &mut Vec<Order<O>>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         match fetched {
             Fetched::Brought => {
@@ -610,7 +608,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// The journal has the key on disk.
-    pub fn journaled(&mut self, key: &Bytes, generation: u32, orders: &mut Vec<Order<O>>) {
+    pub fn journaled(&mut self, key: &Key, generation: u32, orders: &mut Vec<Order<O>>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         if let Stage::Journaling { op } = &mut entry.stage {
             entry.is_journaled = entry.diverged;
@@ -621,7 +619,7 @@ impl<O: Clone + PartialEq> Lane<O> {
 
     /// The holder of a key is done. `Done`: it may have changed the key, so it is copied; `Refused`: it surely did not;
     /// `Doubt`: nobody knows. `Reply` follows when the key is free again.
-    pub fn release(&mut self, key: &Bytes, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
+    pub fn release(&mut self, key: &Key, outcome: Outcome, generation: u32, orders: &mut Vec<Order<O>>) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let Stage::Held { op } = &entry.stage else { return };
         let op = op.clone();
@@ -640,12 +638,12 @@ impl<O: Clone + PartialEq> Lane<O> {
 
     /// Begins to repair up to `max` diverged keys for which nothing is in flight; the engine calls it from time to time.
     /// `mode`: of the key's route; `None` where it has no follower.
-    pub fn repair(&mut self, max: usize, mode: impl Fn(&Bytes) -> Option<Mode>, orders: &mut Vec<Order<O>>) {
+    pub fn repair(&mut self, max: usize, mode: impl Fn(&Key) -> Option<Mode>, orders: &mut Vec<Order<O>>) {
         if self.diverged_count == 0 {
             return;
         }
         let idle = self.entries.iter().filter(|(_, entry)| entry.diverged && matches!(entry.stage, Stage::Idle));
-        let some: Vec<(Bytes, Mode)> = idle.filter_map(|(key, _)| Some((key.clone(), mode(key)?))).take(max).collect();
+        let some: Vec<(Key, Mode)> = idle.filter_map(|(key, _)| Some((key.clone(), mode(key)?))).take(max).collect();
         for (key, mode) in some {
             if let Some(entry) = self.entries.get_mut(&key) {
                 entry.mode = mode;
@@ -656,7 +654,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// Takes a key for diverged from outside: the journal of an earlier run.
-    pub fn recover(&mut self, key: &Bytes, orders: &mut Vec<Order<O>>) {
+    pub fn recover(&mut self, key: &Key, orders: &mut Vec<Order<O>>) {
         self.diverge(key, orders);
         if let Some(entry) = self.entries.get_mut(key) {
             entry.is_journaled = true;
@@ -664,7 +662,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// The operation that holds the key, if one does.
-    pub fn holder(&self, key: &Bytes) -> Option<O> {
+    pub fn holder(&self, key: &Key) -> Option<O> {
         match &self.entries.get(key)?.stage {
             Stage::Held { op } => Some(op.clone()),
             _ => None,
@@ -672,7 +670,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// Forgets a key for which nothing more can be done: its route lost its follower.
-    pub fn abandon(&mut self, key: &Bytes) {
+    pub fn abandon(&mut self, key: &Key) {
         if let Some(entry) = self.entries.remove(key) {
             self.diverged_count -= usize::from(entry.diverged);
             self.give_back(key, entry.returning);
@@ -680,25 +678,25 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// Forgets the diverged keys that `of` names: their route has no follower any more, or is in doubt as a whole.
-    pub fn forget(&mut self, of: impl Fn(&Bytes) -> bool) -> Vec<Bytes> {
+    pub fn forget(&mut self, of: impl Fn(&Key) -> bool) -> Vec<Key> {
         let gone = self.entries.extract_if(|key, entry| matches!(entry.stage, Stage::Idle) && of(key));
-        let gone: Vec<(Bytes, bool)> = gone.map(|(key, entry)| (key, entry.diverged)).collect();
+        let gone: Vec<(Key, bool)> = gone.map(|(key, entry)| (key, entry.diverged)).collect();
         self.diverged_count -= gone.iter().filter(|(_, diverged)| *diverged).count();
         gone.into_iter().map(|(key, _)| key).collect()
     }
 
     /// The diverged keys.
-    pub fn diverged(&self) -> impl Iterator<Item = &Bytes> {
+    pub fn diverged(&self) -> impl Iterator<Item = &Key> {
         let count = self.diverged_count;
         self.entries.iter().filter(move |(_, entry)| count > 0 && entry.diverged).map(|(key, _)| key)
     }
 
     /// Whether anything is in flight for a key that `of` names.
-    pub fn is_busy(&self, of: impl Fn(&Bytes) -> bool) -> bool {
+    pub fn is_busy(&self, of: impl Fn(&Key) -> bool) -> bool {
         self.entries.iter().any(|(key, entry)| !matches!(entry.stage, Stage::Idle) && of(key))
     }
 
-    fn diverge(&mut self, key: &Bytes, orders: &mut Vec<Order<O>>) {
+    fn diverge(&mut self, key: &Key, orders: &mut Vec<Order<O>>) {
         // Whoever comes to an idle key says which mode it is in.
         let unknown = Mode::Mirror { synced: false };
         let entry = self.entries.entry(owned(key)).or_insert_with(|| Entry::new(Stage::Idle, unknown));
@@ -713,7 +711,7 @@ impl<O: Clone + PartialEq> Lane<O> {
         }
     }
 
-    fn journal(&mut self, key: &Bytes, op: Option<O>, generation: u32, orders: &mut Vec<Order<O>>) {
+    fn journal(&mut self, key: &Key, op: Option<O>, generation: u32, orders: &mut Vec<Order<O>>) {
         self.diverge(key, orders);
         let Some(entry) = self.entries.get_mut(key) else { return };
         if entry.is_journaled {
@@ -725,7 +723,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// Both stores are known to hold the same for this key.
-    fn settle(&mut self, key: &Bytes, generation: u32, orders: &mut Vec<Order<O>>) {
+    fn settle(&mut self, key: &Key, generation: u32, orders: &mut Vec<Order<O>>) {
         self.present.add(generation, key);
         if let Some(entry) = self.entries.get_mut(key)
             && std::mem::take(&mut entry.diverged)
@@ -737,7 +735,7 @@ impl<O: Clone + PartialEq> Lane<O> {
     }
 
     /// Nothing is in flight for the key: takes what waits, or forgets the entry.
-    fn next(&mut self, key: &Bytes, generation: u32, orders: &mut Vec<Order<O>>) {
+    fn next(&mut self, key: &Key, generation: u32, orders: &mut Vec<Order<O>>) {
         loop {
             let Some(entry) = self.entries.get_mut(key) else { return };
             let mode = entry.mode;
@@ -761,16 +759,16 @@ impl<O: Clone + PartialEq> Lane<O> {
 }
 
 /// A copy that keeps nothing else alive: a key is a part of its request, which may be large and came in one piece with others.
-fn owned(key: &Bytes) -> Bytes {
-    Bytes::copy_from_slice(key)
+fn owned(key: &Key) -> Key {
+    Key::copied(key.db, &key.name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn key() -> Bytes {
-        Bytes::from_static(b"provider:7:cart")
+    fn key() -> Key {
+        Key::copied(0, b"provider:7:cart")
     }
 
     const UNSYNCED: Mode = Mode::Mirror { synced: false };

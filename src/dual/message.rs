@@ -12,7 +12,7 @@ use crate::dual::lane::Outcome;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
-use crate::routing::{Side, Table};
+use crate::routing::{Key, Side, Table};
 
 /// What workers say to each other and what the control thread and its jobs say to them.
 pub enum Message {
@@ -22,40 +22,40 @@ pub enum Message {
         outcome: Result<Bytes, Refusal>,
     },
     Resync {
-        key: Bytes,
+        key: Key,
         way: Way,
         done: Option<oneshot::Sender<Result<(), Refusal>>>,
     },
     Touch {
-        key: Bytes,
+        key: Key,
         way: Way,
         done: oneshot::Sender<Result<(), Refusal>>,
     },
     /// Brings a key over and keeps it known as such until `Return`; see [`Work::Lend`](crate::dual::lane::Work).
     Lend {
-        key: Bytes,
+        key: Key,
         done: oneshot::Sender<Result<(), Refusal>>,
     },
     /// Gives a lent key back. `Done` and `Doubt`: it may have changed and is copied, and `done` hears of the end.
     Return {
-        key: Bytes,
+        key: Key,
         outcome: Outcome,
         done: Option<oneshot::Sender<Result<(), Refusal>>>,
     },
     Hold {
-        key: Bytes,
+        key: Key,
         granted: oneshot::Sender<Result<(), Refusal>>,
     },
     Release {
-        key: Bytes,
+        key: Key,
         outcome: Outcome,
         done: oneshot::Sender<Result<(), Refusal>>,
     },
     Journaled {
-        key: Bytes,
+        key: Key,
     },
     Recover {
-        key: Bytes,
+        key: Key,
     },
     /// Closes the sessions' or the lanes' gate and answers when it is drained.
     Close {
@@ -101,7 +101,7 @@ pub struct RemoteOp {
     pub(super) spec: &'static CommandSpec,
     /// Which argument the key is.
     pub(super) first: usize,
-    pub(super) key: Bytes,
+    pub(super) key: Key,
     pub(super) protocol: Protocol,
     pub(super) worker: usize,
     pub(super) id: usize,
@@ -114,8 +114,8 @@ pub struct Peers(pub Arc<Vec<mpsc::UnboundedSender<Message>>>);
 
 impl Peers {
     /// The worker whose lane owns the key.
-    pub fn lane_of(&self, key: &[u8]) -> usize {
-        if self.0.len() == 1 { 0 } else { crc32fast::hash(key) as usize % self.0.len() }
+    pub fn lane_of(&self, key: &Key) -> usize {
+        if self.0.len() == 1 { 0 } else { crc32fast::hash(&key.name) as usize % self.0.len() }
     }
 
     /// Sends to one worker; a worker that has ended drops it, and with it whatever waits for an answer.
@@ -124,7 +124,7 @@ impl Peers {
     }
 
     /// Copies a key from leader to follower through its lane.
-    pub async fn resync(&self, key: Bytes) -> Result<(), Refusal> {
+    pub async fn resync(&self, key: Key) -> Result<(), Refusal> {
         let (done, ended) = oneshot::channel();
         self.send(self.lane_of(&key), Message::Resync { key, way: Way::Whole, done: Some(done) });
         ended.await.unwrap_or(Err(Refusal::UnknownOutcome))

@@ -30,7 +30,7 @@ mod turn;
 pub use audience::Audience;
 pub use channels::{Subscribing, Unconfirmed};
 pub use copying::Copying;
-pub use engine::{Engine, EngineParts, EngineWaiter, Load, ReplyPort, ReplyTo, Target, refusal_of};
+pub use engine::{Caller, Engine, EngineParts, EngineWaiter, Load, ReplyPort, ReplyTo, Target, refusal_of};
 pub use guard::Guard;
 pub use message::{Message, Peers, Way};
 pub use push::{Family, Push, Verb};

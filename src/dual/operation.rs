@@ -8,19 +8,19 @@ use tokio::sync::oneshot;
 
 use crate::command::CommandSpec;
 use crate::dual::effect::{self, Effect, Facts, Form, Question};
-use crate::dual::engine::{EngineWaiter, Inner, ReplyTo, refusal_of};
+use crate::dual::engine::{Caller, EngineWaiter, Inner, ReplyTo, refusal_of};
 use crate::dual::gate::Ticket;
 use crate::dual::lane::{AskForCopy, Lane, Mode, Order, Outcome, Work};
 use crate::dual::message::{Message, RemoteOp};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::{self, Protocol};
 use crate::resp::request::Request;
-use crate::routing::{DualState, Route, Side, Table};
+use crate::routing::{DualState, Key, Route, Side, Table};
 use crate::store::{LinkError, Reply};
 
 /// See the module.
 pub struct LaneOp {
-    pub(super) key: Bytes,
+    pub(super) key: Key,
     /// None for a copy, a hold or a touch.
     pub(super) command: Option<LaneCommand>,
     pub(super) follow: bool,
@@ -53,6 +53,15 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// That of a key whose database does not move.
+    const APART: Self = Self {
+        route_hash: 0,
+        leader: Side::Standalone,
+        follower: None,
+        mode: Mode::Mirror { synced: false },
+        generation: 0,
+    };
+
     /// `route_hash`: as [`Table::route_of`] gives it beside the route.
     pub(super) fn of(table: &Table, route: &Route, route_hash: u64) -> Self {
         let dual = route.dual.as_deref();
@@ -68,7 +77,7 @@ impl Standing {
 
 impl LaneOp {
     /// One that nothing was sent of.
-    fn new(key: Bytes, standing: Standing, to: LaneReply, ticket: Ticket) -> Self {
+    fn new(key: Key, standing: Standing, to: LaneReply, ticket: Ticket) -> Self {
         Self {
             key,
             command: None,
@@ -114,11 +123,11 @@ impl Inner {
         self: &Rc<Self>,
         (request, spec, first): (Request, &'static CommandSpec, usize),
         standing: Standing,
-        protocol: Protocol,
-        to: ReplyTo,
+        caller: Caller,
         ticket: Ticket,
     ) {
-        let key = request.arg_bytes(first);
+        let Caller { db, protocol, to } = caller;
+        let key = Key { name: request.arg_bytes(first), db };
         let owner = self.peers.lane_of(&key);
         if owner == self.worker {
             self.pause.sessions.leave(ticket);
@@ -139,7 +148,7 @@ impl Inner {
     fn arrive(
         self: &Rc<Self>,
         (request, spec, first): (Request, &'static CommandSpec, usize),
-        key: Bytes,
+        key: Key,
         standing: Standing,
         protocol: Protocol,
         to: LaneReply,
@@ -150,16 +159,19 @@ impl Inner {
     }
 
     /// How the route of a key stands now.
-    pub(super) fn standing(&self, key: &[u8]) -> Standing {
+    pub(super) fn standing(&self, key: &Key) -> Standing {
         let table = self.table.borrow();
-        let (route, route_hash) = table.route_of(key);
+        if !table.databases().is_moving(key.db) {
+            return Standing::APART;
+        }
+        let (route, route_hash) = table.route_of(&key.name);
         Standing::of(&table, route, route_hash)
     }
 
     pub(super) fn enter_lane(
         self: &Rc<Self>,
         standing: Standing,
-        key: Bytes,
+        key: Key,
         command: Option<LaneCommand>,
         work: Work,
         to: LaneReply,
@@ -225,7 +237,7 @@ impl Inner {
             // The operation is there: it awaits the answer to this.
             let addressed = {
                 let entry = &self.ops.borrow()[op];
-                self.address(entry.leader, (&entry.key, 1), question.ask(&entry.key))
+                self.address(entry.leader, (&entry.key, 1), question.ask(&entry.key.name))
             };
             let waiter = EngineWaiter::Asked { engine: self.clone(), op, question: *question };
             self.send(addressed, None, waiter);
@@ -239,7 +251,9 @@ impl Inner {
             entry.awaited -= 1;
             let waits = entry.awaited > 0;
             let outcome = outcome.map(|reply| match &entry.command {
-                Some(command) if entry.leader == Side::Cluster => self.own_reply(command.spec, &command.request, reply),
+                Some(command) if entry.leader == Side::Cluster => {
+                    self.own_reply(entry.key.db, command.spec, &command.request, reply)
+                }
                 _ => reply,
             });
             if !entry.holds_reply {
@@ -285,8 +299,9 @@ impl Inner {
                 Some(Ok(reply)) if reply::is_error(reply) => Outcome::Refused,
                 Some(Ok(reply)) if entry.follow => {
                     let (command, facts) = (entry.command.as_ref(), entry.facts);
-                    entry.effect = command
-                        .and_then(|command| effect::effect(&command.request, command.form, &entry.key, reply, facts));
+                    entry.effect = command.and_then(|command| {
+                        effect::effect(&command.request, command.form, &entry.key.name, reply, facts)
+                    });
                     let questions = command.map_or(&[][..], |command| command.form.questions());
                     match questions.iter().all(|question| facts.has(*question)) {
                         true if entry.effect.is_some() => Outcome::Done,
@@ -321,7 +336,8 @@ impl Inner {
             // Whatever is not the request itself has its key in the first place.
             let first = if command.form.is_request() { command.first } else { 1 };
             let side = entry.leader.other();
-            let check = effect.expiry.map(|_| self.address(side, (&entry.key, 1), Question::Expiry.ask(&entry.key)));
+            let check =
+                effect.expiry.map(|_| self.address(side, (&entry.key, 1), Question::Expiry.ask(&entry.key.name)));
             entry.awaited = 1 + usize::from(check.is_some());
             // It is sent once.
             let bytes = std::mem::take(&mut effect.bytes);
@@ -340,7 +356,7 @@ impl Inner {
             let is_renamed = ops[op].leader != Side::Cluster;
             let command = ops[op].command.as_ref().filter(|command| is_renamed && command.form == Form::Replay);
             outcome.map(|reply| match command {
-                Some(command) => self.own_reply(command.spec, &command.request, reply),
+                Some(command) => self.own_reply(ops[op].key.db, command.spec, &command.request, reply),
                 None => reply,
             })
         };
@@ -434,7 +450,7 @@ impl Inner {
     /// Has a key copied, by one of the lane's ways to ask for it.
     pub(super) fn copy(
         self: &Rc<Self>,
-        key: Bytes,
+        key: Key,
         done: Option<oneshot::Sender<Result<(), Refusal>>>,
         ask: AskForCopy<usize>,
     ) {
@@ -452,7 +468,7 @@ impl Inner {
         self.with_lane(|lane, orders| ask(lane, &key, op, standing.mode, standing.generation, orders));
     }
 
-    pub(super) fn release(self: &Rc<Self>, key: Bytes, outcome: Outcome, done: oneshot::Sender<Result<(), Refusal>>) {
+    pub(super) fn release(self: &Rc<Self>, key: Key, outcome: Outcome, done: oneshot::Sender<Result<(), Refusal>>) {
         let holder = self.lane.borrow().holder(&key);
         if holder.is_none() {
             // Granted after the route had left first-touch mode, where nothing is held.

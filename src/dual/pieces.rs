@@ -15,7 +15,7 @@ use crate::dual::effect;
 use crate::dual::engine::{EngineWaiter, Inner};
 use crate::dual::lane::{Fetched, Outcome};
 use crate::resp::{reply, write};
-use crate::routing::{RESERVED_COPIES, Side};
+use crate::routing::{Key, RESERVED_COPIES, Side};
 use crate::slot;
 
 /// What one piece holds, about: 1 to 3 ms on the server that takes it.
@@ -70,7 +70,7 @@ enum Broken {
 /// Where a copy comes from and goes to.
 struct Way<'k> {
     engine: Rc<Inner>,
-    key: &'k Bytes,
+    key: &'k Key,
     from: Side,
     /// The key in the making, of the same slot as the key.
     part: Vec<u8>,
@@ -83,13 +83,14 @@ struct Way<'k> {
 
 impl Inner {
     /// Copies a key from one side to the other, or deletes it there where the source has none.
-    pub(super) async fn copy_in_pieces(self: &Rc<Self>, key: &Bytes, from: Side, replace: Replace) -> Copied {
+    pub(super) async fn copy_in_pieces(self: &Rc<Self>, key: &Key, from: Side, replace: Replace) -> Copied {
         let (slot, name) = {
             let table = self.table.borrow();
-            let name = if from == Side::Standalone { table.cluster_name(key) } else { key[..].into() };
-            (table.slot_of(key), name.into_owned())
+            let name =
+                if from == Side::Standalone { table.cluster_name(key.db, &key.name) } else { key.name[..].into() };
+            (table.slot_of(key.db, &key.name), name.into_owned())
         };
-        let cluster_name = self.table.borrow().cluster_name(key).into_owned();
+        let cluster_name = self.table.borrow().cluster_name(key.db, &key.name).into_owned();
         let part = part_of(&cluster_name, slot, fastrand::u64(..));
         let mut way = Way { engine: self.clone(), key, from, part, name, slot, count: PIECE_ELEMENTS };
         self.copying.count_in_pieces();
@@ -122,7 +123,7 @@ impl Inner {
 
 impl Way<'_> {
     async fn copy(&mut self, replace: Replace) -> Result<Copied, Broken> {
-        let kind = self.ask(&[b"TYPE", self.key]).await?;
+        let kind = self.ask(&[b"TYPE", &self.key.name]).await?;
         let length = match &*kind {
             b"+none\r\n" if replace == Replace::No => return Ok(Copied::Nothing),
             b"+none\r\n" => {
@@ -137,8 +138,8 @@ impl Way<'_> {
             b"+stream\r\n" => b"XLEN",
             _ => return Err(Broken::Type(kind)),
         };
-        let before = self.number(&[length, self.key]).await?;
-        let bytes = self.number(&[b"MEMORY", b"USAGE", self.key]).await.unwrap_or(0);
+        let before = self.number(&[length, &self.key.name]).await?;
+        let bytes = self.number(&[b"MEMORY", b"USAGE", &self.key.name]).await.unwrap_or(0);
         self.count = (PIECE_BYTES / (bytes / before.max(1)).max(1)).clamp(1, PIECE_ELEMENTS);
         match &*kind {
             b"+string\r\n" => self.string().await?,
@@ -150,7 +151,7 @@ impl Way<'_> {
         }
         // Whoever wrote around the lane had it copied again; this only keeps a torn value from being shown meanwhile.
         let arrived = self.integer_at_destination(&[length, &self.part]).await?;
-        if (before, before) != (self.number(&[length, self.key]).await?, arrived) {
+        if (before, before) != (self.number(&[length, &self.key.name]).await?, arrived) {
             return Err(Broken::Changed);
         }
         self.name_it(replace).await
@@ -158,7 +159,7 @@ impl Way<'_> {
 
     /// The value gets its name, and the time at which it ends.
     async fn name_it(&self, replace: Replace) -> Result<Copied, Broken> {
-        let expiry = self.ask(&[b"PEXPIRETIME", self.key]).await?;
+        let expiry = self.ask(&[b"PEXPIRETIME", &self.key.name]).await?;
         let at = reply::integer(&expiry).ok_or(Broken::Unanswered)?.to_string();
         if at == "-2" && replace == Replace::No {
             return Ok(Copied::Nothing);
@@ -187,7 +188,8 @@ impl Way<'_> {
         let mut from = 0u64;
         loop {
             let to = from + PIECE_BYTES - 1;
-            let piece = self.ask(&[b"GETRANGE", self.key, digits(from).as_bytes(), digits(to).as_bytes()]).await?;
+            let piece =
+                self.ask(&[b"GETRANGE", &self.key.name, digits(from).as_bytes(), digits(to).as_bytes()]).await?;
             let text = reply::bulk(&piece).ok_or(Broken::Unanswered)?;
             self.add(&[&[b"APPEND", &self.part, text]]).await?;
             from += text.len() as u64;
@@ -203,7 +205,7 @@ impl Way<'_> {
         let mut from = 0u64;
         loop {
             let (first, last) = (digits(from), digits(from + self.count - 1));
-            let mut ask: Vec<&[u8]> = vec![read, self.key, first.as_bytes(), last.as_bytes()];
+            let mut ask: Vec<&[u8]> = vec![read, &self.key.name, first.as_bytes(), last.as_bytes()];
             ask.extend(has_scores.then_some(&b"WITHSCORES"[..]));
             let piece = self.ask(&ask).await?;
             let values = bulks(&piece)?;
@@ -225,7 +227,7 @@ impl Way<'_> {
         let count = digits(self.count);
         let mut cursor = Bytes::from_static(b"0");
         loop {
-            let page = self.ask(&[read, self.key, &cursor, b"COUNT", count.as_bytes()]).await?;
+            let page = self.ask(&[read, &self.key.name, &cursor, b"COUNT", count.as_bytes()]).await?;
             let cells = reply::elements(&page).filter(|cells| cells.len() == 2).ok_or(Broken::Unanswered)?;
             let values = bulks(&page.slice(cells[1].clone()))?;
             let times = if read == b"HSCAN" { self.field_times(&values).await? } else { Vec::new() };
@@ -249,7 +251,7 @@ impl Way<'_> {
             return Ok(Vec::new());
         }
         let count = digits(fields.len() as u64);
-        let mut ask: Vec<&[u8]> = vec![b"HPEXPIRETIME", self.key, b"FIELDS", count.as_bytes()];
+        let mut ask: Vec<&[u8]> = vec![b"HPEXPIRETIME", &self.key.name, b"FIELDS", count.as_bytes()];
         ask.extend(fields.iter().map(|field| &field[..]));
         let times = match self.ask(&ask).await {
             Ok(times) => texts(&times)?,
@@ -274,7 +276,7 @@ impl Way<'_> {
         // A stream may be empty, and XADD cannot make one that is; whatever it is made with goes again.
         self.add(&[&[b"XGROUP", b"CREATE", &self.part, b"cutover", b"$", b"MKSTREAM"]]).await?;
         loop {
-            let piece = self.ask(&[b"XRANGE", self.key, &from, b"+", b"COUNT", count.as_bytes()]).await?;
+            let piece = self.ask(&[b"XRANGE", &self.key.name, &from, b"+", b"COUNT", count.as_bytes()]).await?;
             let mut last = None;
             let mut commands = Vec::new();
             for entry in reply::elements(&piece).ok_or(Broken::Unanswered)? {
@@ -290,14 +292,14 @@ impl Way<'_> {
             self.add_owned(&commands).await?;
             from = [b"(", &last[..]].concat().into();
         }
-        let about = pairs(&self.ask(&[b"XINFO", b"STREAM", self.key]).await?)?;
+        let about = pairs(&self.ask(&[b"XINFO", b"STREAM", &self.key.name]).await?)?;
         let field = |name: &[u8]| value_of(&about, name).ok_or(Broken::Unanswered);
         let mut set = vec![&b"XSETID"[..], &self.part];
         let (last, added, deleted) =
             (field(b"last-generated-id")?, field(b"entries-added")?, field(b"max-deleted-entry-id")?);
         set.extend([&last[..], b"ENTRIESADDED", &added, b"MAXDELETEDID", &deleted]);
         self.add(&[&set, &[b"XGROUP", b"DESTROY", &self.part, b"cutover"]]).await?;
-        let groups = self.ask(&[b"XINFO", b"GROUPS", self.key]).await?;
+        let groups = self.ask(&[b"XINFO", b"GROUPS", &self.key.name]).await?;
         for group in reply::elements(&groups).ok_or(Broken::Unanswered)? {
             self.group(&pairs(&groups.slice(group))?).await?;
         }
@@ -312,7 +314,7 @@ impl Way<'_> {
         let read = value_of(about, b"entries-read").filter(|read| !read.is_empty());
         create.extend(read.iter().flat_map(|read| [&b"ENTRIESREAD"[..], read]));
         self.add(&[&create]).await?;
-        let consumers = self.ask(&[b"XINFO", b"CONSUMERS", self.key, &name]).await?;
+        let consumers = self.ask(&[b"XINFO", b"CONSUMERS", &self.key.name, &name]).await?;
         for consumer in reply::elements(&consumers).ok_or(Broken::Unanswered)? {
             let about = pairs(&consumers.slice(consumer))?;
             let consumer = value_of(&about, b"name").ok_or(Broken::Unanswered)?;
@@ -321,7 +323,7 @@ impl Way<'_> {
         let mut from = Bytes::from_static(b"-");
         loop {
             let count = digits(PIECE_ELEMENTS);
-            let pending = self.ask(&[b"XPENDING", self.key, &name, &from, b"+", count.as_bytes()]).await?;
+            let pending = self.ask(&[b"XPENDING", &self.key.name, &name, &from, b"+", count.as_bytes()]).await?;
             let mut commands = Vec::new();
             for row in reply::elements(&pending).ok_or(Broken::Unanswered)? {
                 let row = pending.slice(row);
@@ -394,7 +396,7 @@ impl Way<'_> {
         let (sender, receiver) = oneshot::channel();
         let (stores, waiter) = (&self.engine.stores, EngineWaiter::Once(sender));
         match self.from.other() {
-            Side::Standalone => stores.standalone_batch(self.engine.db, request, replies, None, waiter),
+            Side::Standalone => stores.standalone_batch(self.key.db, request, replies, None, waiter),
             Side::Cluster => stores.cluster_batch(self.slot, request, replies, None, waiter),
         }
         let Ok(Ok(reply)) = receiver.await else { return Err(Broken::Unanswered) };

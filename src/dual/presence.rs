@@ -11,6 +11,8 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
 use foldhash::quality::RandomState;
 
+use crate::routing::Key;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Presence {
@@ -25,17 +27,17 @@ impl Presence {
         Self { keys: HashSet::default(), seeds: Default::default(), keys_max }
     }
 
-    fn hash(&self, generation: u32, key: &[u8]) -> (u64, u64) {
+    fn hash(&self, generation: u32, key: &Key) -> (u64, u64) {
         (self.seeds.0.hash_one((generation, key)), self.seeds.1.hash_one((generation, key)))
     }
 
     /// Whether the key was added under this generation of its route, and not forgotten since.
-    pub fn has(&self, generation: u32, key: &[u8]) -> bool {
+    pub fn has(&self, generation: u32, key: &Key) -> bool {
         !self.keys.is_empty() && self.keys.contains(&self.hash(generation, key))
     }
 
     /// Adds a key; a full set is emptied first.
-    pub fn add(&mut self, generation: u32, key: &[u8]) {
+    pub fn add(&mut self, generation: u32, key: &Key) {
         if self.keys.len() >= self.keys_max {
             self.keys.clear();
         }
@@ -71,11 +73,13 @@ mod tests {
     #[test]
     fn a_key_is_present_under_its_generation_until_the_set_is_full() {
         let mut presence = Presence::new(3);
-        presence.add(1, b"a");
-        assert!(presence.has(1, b"a") && !presence.has(2, b"a") && !presence.has(1, b"b"));
-        for key in [b"b", b"c", b"d"] {
-            presence.add(1, key);
+        let key = |name: &str| Key::copied(0, name.as_bytes());
+        presence.add(1, &key("a"));
+        assert!(presence.has(1, &key("a")) && !presence.has(2, &key("a")) && !presence.has(1, &key("b")));
+        assert!(!presence.has(1, &Key { db: 1, ..key("a") }), "the same name in another database is another key");
+        for name in ["b", "c", "d"] {
+            presence.add(1, &key(name));
         }
-        assert!(presence.has(1, b"d") && !presence.has(1, b"a"), "forgotten, which is safe");
+        assert!(presence.has(1, &key("d")) && !presence.has(1, &key("a")), "forgotten, which is safe");
     }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::routing::{ClusterKeys, Coverage, Phase, RouteName};
+use crate::routing::{ClusterKeys, Coverage, Databases, Phase, RouteName};
 
 /// The format's number; a file of another one is refused rather than guessed at.
 const FORMAT: u32 = 1;
@@ -46,6 +46,9 @@ pub struct Naming {
     pub cluster_keys: ClusterKeys,
     /// The patterns, as the configuration writes them.
     pub keys: Vec<String>,
+    /// Absent in files of versions that moved one database only.
+    #[serde(default)]
+    pub databases: Option<Databases>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use crate::jobs::reader::Reader;
 use crate::jobs::scan::{Visit, Walk};
 use crate::jobs::{Context, Job, JobError, Marks};
 use crate::resp::reply;
-use crate::routing::{Coverage, Phase, Route, RouteName, Side, Table};
+use crate::routing::{Coverage, Key, Phase, Route, RouteName, Side, Table};
 
 /// Copies in flight, and about how many bytes: enough to hide a round trip.
 const IN_FLIGHT: usize = 64;
@@ -140,11 +140,11 @@ struct Copier<'c> {
     /// Which store is walked.
     side: Side,
     reader: Reader<'c>,
-    failed: Vec<Bytes>,
+    failed: Vec<Key>,
 }
 
 impl Visit for Copier<'_> {
-    async fn visit(&mut self, keys: Vec<Bytes>) -> Result<(), JobError> {
+    async fn visit(&mut self, keys: Vec<Key>) -> Result<(), JobError> {
         let keys = match self.step {
             Step::Sweep => self.missing_on_leader(keys).await?,
             _ => {
@@ -182,7 +182,7 @@ impl Visit for Copier<'_> {
 }
 
 impl Copier<'_> {
-    fn send(&self, key: Bytes, bytes: u64) -> oneshot::Receiver<Result<(), crate::resp::refusal::Refusal>> {
+    fn send(&self, key: Key, bytes: u64) -> oneshot::Receiver<Result<(), crate::resp::refusal::Refusal>> {
         let (done, wait) = oneshot::channel();
         let peers = &self.context.peers;
         let lane = peers.lane_of(&key);
@@ -198,19 +198,19 @@ impl Copier<'_> {
     }
 
     /// How large the keys are, about: what is large must not be asked for as a whole.
-    async fn sizes(&mut self, keys: &[Bytes]) -> Result<Vec<u64>, JobError> {
+    async fn sizes(&mut self, keys: &[Key]) -> Result<Vec<u64>, JobError> {
         let found = self.reader.ask(self.side, keys, &[b"MEMORY", b"USAGE", b"", b"SAMPLES", b"5"]).await?;
         // 0 for what has gone meanwhile, and where the server does not tell: then the copy finds out.
         let size = |reply: Option<Bytes>| reply.and_then(|reply| reply::integer(&reply)).unwrap_or(0).max(0) as u64;
         Ok(found.into_iter().map(size).collect())
     }
 
-    async fn missing_on_leader(&mut self, keys: Vec<Bytes>) -> Result<Vec<Bytes>, JobError> {
+    async fn missing_on_leader(&mut self, keys: Vec<Key>) -> Result<Vec<Key>, JobError> {
         let table = self.context.table();
         let mut missing = Vec::new();
         for leader in [Side::Standalone, Side::Cluster] {
-            let led: Vec<Bytes> =
-                keys.iter().filter(|key| table.route_of(key).0.phase.leader() == leader).cloned().collect();
+            let led: Vec<Key> =
+                keys.iter().filter(|key| table.route_of(&key.name).0.phase.leader() == leader).cloned().collect();
             if led.is_empty() {
                 continue;
             }

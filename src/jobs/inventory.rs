@@ -47,6 +47,13 @@ pub struct Progress {
     pub total: u64,
 }
 
+impl Progress {
+    /// Behind another walk.
+    fn after(self, before: Self) -> Self {
+        Self { scanned: before.scanned + self.scanned, total: before.total + self.total }
+    }
+}
+
 /// A key and its size.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct BigKey {
@@ -122,6 +129,8 @@ impl Tally {
 pub struct Inventory {
     pub address: String,
     pub database: u32,
+    /// All that move, that one first: what was counted of them is added up.
+    pub databases: Vec<u32>,
     pub dbsize: u64,
     pub seconds: f64,
     pub total: Tally,
@@ -143,19 +152,28 @@ pub async fn take(
     mut tell: impl FnMut(Progress),
 ) -> Result<Inventory, Unreadable> {
     let began = Instant::now();
-    let mut inventory =
-        Inventory { address: endpoint.address.to_string(), database: endpoint.db, ..Inventory::default() };
-    let mut walk = Walk::begin(endpoint).await?;
-    inventory.dbsize = walk.progress.total;
-    while let Some((keys, took)) = walk.next().await? {
-        let asked = Instant::now();
-        for keys in keys.chunks(PIPELINE) {
-            for (key, found) in keys.iter().zip(walk.describe(keys).await?) {
-                inventory.add(table, key, found, top);
+    let mut inventory = Inventory {
+        address: endpoint.address.to_string(),
+        database: endpoint.db,
+        databases: table.databases().moving().collect(),
+        ..Inventory::default()
+    };
+    let mut before = Progress::default();
+    for db in table.databases().moving() {
+        let endpoint = Endpoint { db, ..endpoint.clone() };
+        let mut walk = Walk::begin(&endpoint).await?;
+        inventory.dbsize += walk.progress.total;
+        while let Some((keys, took)) = walk.next().await? {
+            let asked = Instant::now();
+            for keys in keys.chunks(PIPELINE) {
+                for (key, found) in keys.iter().zip(walk.describe(keys).await?) {
+                    inventory.add(table, key, found, top);
+                }
             }
+            tell(walk.progress.after(before));
+            rest(took + asked.elapsed()).await;
         }
-        tell(walk.progress);
-        rest(took + asked.elapsed()).await;
+        before = walk.progress.after(before);
     }
     inventory.settle();
     inventory.seconds = began.elapsed().as_secs_f64();
@@ -169,19 +187,30 @@ pub async fn providers(
     table: &Table,
     mut tell: impl FnMut(Progress),
 ) -> Result<BTreeSet<Bytes>, Unreadable> {
-    let mut found = BTreeSet::new();
-    let mut walk = Walk::begin(endpoint).await?;
-    while let Some((keys, took)) = walk.next().await? {
-        for name in &keys {
-            let own = if side == Side::Cluster { table.own_name(name) } else { Some(&name[..]) };
-            if let Some(id) = own.and_then(|key| table.provider_of(key))
-                && !found.contains(id)
-            {
-                found.insert(Bytes::copy_from_slice(id));
+    let databases: Vec<u32> = match side {
+        Side::Standalone => table.databases().moving().collect(),
+        Side::Cluster => vec![0],
+    };
+    let (mut found, mut before) = (BTreeSet::new(), Progress::default());
+    for db in databases {
+        let endpoint = Endpoint { db, ..endpoint.clone() };
+        let mut walk = Walk::begin(&endpoint).await?;
+        while let Some((keys, took)) = walk.next().await? {
+            for name in &keys {
+                let own = match side {
+                    Side::Standalone => Some(&name[..]),
+                    Side::Cluster => table.own_key(name).map(|(_, key)| key),
+                };
+                if let Some(id) = own.and_then(|key| table.provider_of(key))
+                    && !found.contains(id)
+                {
+                    found.insert(Bytes::copy_from_slice(id));
+                }
             }
+            tell(walk.progress.after(before));
+            rest(took).await;
         }
-        tell(walk.progress);
-        rest(took).await;
+        before = walk.progress.after(before);
     }
     Ok(found)
 }

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -28,7 +27,7 @@ use crate::dual::{Copying, Peers};
 use crate::jobs::checkpoint::{Checkpoint, Counts, JobFile, Place, Record, Standing};
 use crate::jobs::throttle::{Baselines, Pulse};
 use crate::metrics::{self, Totals};
-use crate::routing::{RouteName, Side, Table};
+use crate::routing::{Key, RouteName, Side, Table};
 use crate::store::SlotMap;
 use crate::store::link::Endpoint;
 
@@ -188,11 +187,12 @@ impl Job {
         }
     }
 
-    fn report(&self, key: &[u8], what: impl Into<String>) {
+    fn report(&self, key: &Key, main: u32, what: impl Into<String>) {
         self.differing.fetch_add(1, Ordering::Relaxed);
         let mut differences = self.differences.lock();
         if differences.len() < DIFFERENCES_MAX {
-            let key = key.escape_ascii().to_string();
+            let name = key.name.escape_ascii();
+            let key = if key.db == main { name.to_string() } else { format!("{name} (database {})", key.db) };
             differences.push(Difference { key, what: what.into() });
         }
     }
@@ -344,10 +344,10 @@ impl Copied {
         self.0.lock().extend(routes.iter().map(|route| (route.clone(), 0)));
     }
 
-    fn add(&self, table: &Table, keys: &[Bytes]) {
+    fn add(&self, table: &Table, keys: &[Key]) {
         let mut copied = self.0.lock();
         for key in keys {
-            if let Some(count) = copied.get_mut(&table.route_of(key).0.name) {
+            if let Some(count) = copied.get_mut(&table.route_of(&key.name).0.name) {
                 *count += 1;
             }
         }

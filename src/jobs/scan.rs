@@ -12,7 +12,7 @@ use crate::jobs::checkpoint::{Place, Stores};
 use crate::jobs::{Context, Job, JobError};
 use crate::resp::reply::{self, Protocol};
 use crate::resp::write;
-use crate::routing::{RouteName, Side, is_reserved};
+use crate::routing::{Key, RouteName, Side, is_reserved};
 use crate::slot::SLOTS;
 use crate::store::PrivateLink;
 use crate::store::link::Endpoint;
@@ -28,7 +28,7 @@ const LAYOUT_PATIENCE: Duration = Duration::from_secs(5);
 /// A page's keys, for whoever walks.
 pub trait Visit {
     /// Called for each page that has keys of the routes.
-    fn visit(&mut self, keys: Vec<Bytes>) -> impl Future<Output = Result<(), JobError>>;
+    fn visit(&mut self, keys: Vec<Key>) -> impl Future<Output = Result<(), JobError>>;
 
     /// Whether nothing of the pages up to now is left to do; a place behind what is not done is no place to go on from.
     fn is_settled(&self) -> bool {
@@ -73,7 +73,9 @@ pub(super) async fn measure(context: &Context, job: &Job) {
     let nodes = context.slot_map.load_full();
     let nodes = nodes.primaries().iter().map(|address| node(context, address));
     let mut total = 0;
-    for endpoint in std::iter::once(context.standalone.clone()).chain(nodes) {
+    let table = context.table();
+    let databases = table.databases().moving().map(|db| database(context, db));
+    for endpoint in databases.chain(nodes) {
         let ask = async {
             let mut link = PrivateLink::connect(&endpoint, Protocol::Resp2).await.ok()?;
             reply::integer(&link.call(b"*1\r\n$6\r\nDBSIZE\r\n").await.ok()?)
@@ -99,18 +101,18 @@ impl Walk<'_> {
                 return Err(JobError::Store { node: "the cluster".into(), reason: "its layout is not known".into() });
             }
             let nodes: Vec<Endpoint> = match side {
-                Side::Standalone => vec![context.standalone.clone()],
+                Side::Standalone => context.table().databases().moving().map(|db| database(context, db)).collect(),
                 Side::Cluster => before.primaries().iter().map(|address| node(context, address)).collect(),
             };
             for endpoint in nodes {
-                if from.nodes_done.iter().any(|done| **done == *endpoint.address) {
+                if from.nodes_done.contains(&name_of(&endpoint, context)) {
                     continue;
                 }
-                let cursor = from.node.take().filter(|(address, _)| **address == *endpoint.address);
+                let cursor = from.node.take().filter(|(name, _)| *name == name_of(&endpoint, context));
                 self.node(&endpoint, cursor.map(|(_, cursor)| cursor), visit).await?;
                 if visit.is_settled() {
                     let mut place = job.place.lock();
-                    place.nodes_done.push(endpoint.address.to_string());
+                    place.nodes_done.push(name_of(&endpoint, context));
                     place.node = None;
                 }
             }
@@ -169,11 +171,11 @@ impl Walk<'_> {
             let table = context.table();
             // On the cluster, what has a name that no key of this table has is somebody else's.
             let own = |key: Bytes| match side {
-                Side::Cluster => Some(key.slice_ref(table.own_name(&key)?)),
-                Side::Standalone => Some(key),
+                Side::Standalone => Some(Key { name: key, db: endpoint.db }),
+                Side::Cluster => table.own_key(&key).map(|(db, name)| Key { name: key.slice_ref(name), db }),
             };
             let own = keys.into_iter().filter(|name| !is_reserved(name)).filter_map(own);
-            let mine: Vec<Bytes> = own.filter(|key| self.routes.contains(&table.route_of(key).0.name)).collect();
+            let mine: Vec<Key> = own.filter(|key| self.routes.contains(&table.route_of(&key.name).0.name)).collect();
             if !mine.is_empty() {
                 visit.visit(mine).await?;
             }
@@ -183,7 +185,7 @@ impl Walk<'_> {
             }
             if visit.is_settled() {
                 let at = String::from_utf8_lossy(&next).into_owned();
-                job.place.lock().node = Some((endpoint.address.to_string(), at));
+                job.place.lock().node = Some((name_of(endpoint, context), at));
             }
             cursor = next;
             job.throttle(context, asked.elapsed()).await;
@@ -196,6 +198,19 @@ async fn wait_for_layout(context: &Context) {
     let deadline = Instant::now() + LAYOUT_PATIENCE;
     while context.slot_map.load().is_empty() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// How to open a connection to a database of the standalone.
+pub fn database(context: &Context, db: u32) -> Endpoint {
+    Endpoint { db, ..context.standalone.clone() }
+}
+
+/// What a place calls a node, or a further database of the standalone.
+fn name_of(endpoint: &Endpoint, context: &Context) -> String {
+    match endpoint.address == context.standalone.address && endpoint.db != context.standalone.db {
+        true => format!("{}/{}", endpoint.address, endpoint.db),
+        false => endpoint.address.to_string(),
     }
 }
 

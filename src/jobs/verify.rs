@@ -14,7 +14,7 @@ use crate::jobs::reader::Reader;
 use crate::jobs::scan::{Visit, Walk};
 use crate::jobs::{Context, Job, JobError};
 use crate::resp::reply;
-use crate::routing::{Coverage, Phase, RouteName, Side, Table};
+use crate::routing::{Coverage, Key, Phase, RouteName, Side, Table};
 
 /// TTLs may differ by this much: the stores' clocks do.
 const TTL_TOLERANCE_MS: i64 = 1_000;
@@ -81,7 +81,7 @@ impl Unequal {
 }
 
 impl Visit for Comparer<'_> {
-    async fn visit(&mut self, keys: Vec<Bytes>) -> Result<(), JobError> {
+    async fn visit(&mut self, keys: Vec<Key>) -> Result<(), JobError> {
         let mut suspects = match self.side {
             Side::Standalone => {
                 self.job.matched.fetch_add(keys.len() as u64, Ordering::Relaxed);
@@ -91,7 +91,7 @@ impl Visit for Comparer<'_> {
             Side::Cluster => {
                 let found = self.reader.ask(Side::Standalone, &keys, &[b"EXISTS", b""]).await?;
                 let lacks = |reply: &Option<Bytes>| reply.as_ref().and_then(|reply| reply::integer(reply)) != Some(1);
-                let only: Vec<Bytes> =
+                let only: Vec<Key> =
                     keys.into_iter().zip(found).filter(|(_, reply)| lacks(reply)).map(|(key, _)| key).collect();
                 self.job.matched.fetch_add(only.len() as u64, Ordering::Relaxed);
                 self.unequal(&only).await?
@@ -102,7 +102,7 @@ impl Visit for Comparer<'_> {
                 return Ok(());
             }
             tokio::time::sleep(pause).await;
-            let keys: Vec<Bytes> = suspects.into_iter().map(|(key, _)| key).collect();
+            let keys: Vec<Key> = suspects.into_iter().map(|(key, _)| key).collect();
             suspects = self.unequal(&keys).await?;
         }
         self.judge(suspects).await
@@ -111,7 +111,7 @@ impl Visit for Comparer<'_> {
 
 impl Comparer<'_> {
     /// Counts, reports or repairs what still differs after the last look.
-    async fn judge(&mut self, suspects: Vec<(Bytes, Unequal)>) -> Result<(), JobError> {
+    async fn judge(&mut self, suspects: Vec<(Key, Unequal)>) -> Result<(), JobError> {
         let table = self.context.table();
         for (key, unequal) in suspects {
             if unequal == Unequal::Only(Side::Standalone) && is_filled_lazily(&table, &key) {
@@ -125,13 +125,13 @@ impl Comparer<'_> {
                     continue;
                 }
             }
-            self.job.report(&key, unequal.describe());
+            self.job.report(&key, table.databases().main, unequal.describe());
         }
         Ok(())
     }
 
     /// Copies the key from leader to follower, through its lane.
-    async fn repair(&self, key: &Bytes, first_touch: bool) -> bool {
+    async fn repair(&self, key: &Key, first_touch: bool) -> bool {
         let peers = &self.context.peers;
         if !first_touch {
             return peers.resync(key.clone()).await.is_ok();
@@ -148,7 +148,7 @@ impl Comparer<'_> {
     }
 
     /// Which of the keys differ now, and how.
-    async fn unequal(&mut self, keys: &[Bytes]) -> Result<Vec<(Bytes, Unequal)>, JobError> {
+    async fn unequal(&mut self, keys: &[Key]) -> Result<Vec<(Key, Unequal)>, JobError> {
         let [left, right] = [self.read(Side::Standalone, keys).await?, self.read(Side::Cluster, keys).await?];
         let mut found = Vec::new();
         for ((key, left), right) in keys.iter().zip(left).zip(right) {
@@ -162,7 +162,7 @@ impl Comparer<'_> {
     }
 
     /// Dump and expiry time of each key.
-    async fn read(&mut self, side: Side, keys: &[Bytes]) -> Result<Vec<Option<(Bytes, i64)>>, JobError> {
+    async fn read(&mut self, side: Side, keys: &[Key]) -> Result<Vec<Option<(Bytes, i64)>>, JobError> {
         let dumps = self.reader.ask(side, keys, &[b"DUMP", b""]).await?;
         let expiries = self.reader.ask(side, keys, &[b"PEXPIRETIME", b""]).await?;
         let pair = |(dump, expiry): (Option<Bytes>, Option<Bytes>)| Some((dump?, reply::integer(&expiry?)?));
@@ -170,7 +170,7 @@ impl Comparer<'_> {
     }
 
     /// Unequal dumps may hold equal values: encodings differ, and the order of elements in sets and hashes.
-    async fn compare_by_type(&mut self, key: &Bytes) -> Result<Option<Unequal>, JobError> {
+    async fn compare_by_type(&mut self, key: &Key) -> Result<Option<Unequal>, JobError> {
         let mut values = HashMap::new();
         for side in [Side::Standalone, Side::Cluster] {
             let Some(value) = self.value(side, key).await? else { return Ok(Some(Unequal::Unread)) };
@@ -180,7 +180,7 @@ impl Comparer<'_> {
     }
 
     /// Type and elements of a key; those of sets and hashes in an order of our own.
-    async fn value(&mut self, side: Side, key: &Bytes) -> Result<Option<Vec<Bytes>>, JobError> {
+    async fn value(&mut self, side: Side, key: &Key) -> Result<Option<Vec<Bytes>>, JobError> {
         let one = std::slice::from_ref(key);
         let Some(kind) = self.reader.ask(side, one, &[b"TYPE", b""]).await?.remove(0) else { return Ok(None) };
         let (questions, width): (&[&[&[u8]]], usize) = match &*kind {
@@ -229,8 +229,8 @@ fn scored(answer: &Bytes) -> Vec<Bytes> {
 }
 
 /// Whether a key that only the standalone has is merely not yet brought over.
-fn is_filled_lazily(table: &Table, key: &[u8]) -> bool {
-    let route = table.route_of(key).0;
+fn is_filled_lazily(table: &Table, key: &Key) -> bool {
+    let route = table.route_of(&key.name).0;
     let coverage = route.dual.as_ref().map(|dual| dual.coverage());
     route.phase == Phase::DualCluster && coverage == Some(Coverage::StandaloneOnly)
 }

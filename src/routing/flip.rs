@@ -238,7 +238,7 @@ mod tests {
         let new = table(&[(100, 199, Phase::DualStandalone)], Some(&old));
         let closing = closing(&flips(&old, &new));
         for table in [&old, &new] {
-            assert!(closing.hashes.contains(&crate::routing::Plan::of(table, b"provider:160:a").line_hash));
+            assert!(closing.hashes.contains(&crate::routing::Plan::of(table, 0, b"provider:160:a").line_hash));
         }
         assert!(closing.is_many);
         let one = super::closing(&[Flip::of(RouteName::Provider("42".into()), Phase::Cluster, Phase::DualCluster)]);

@@ -1,6 +1,8 @@
 //! Which store answers for a key: phases, key patterns, the table, what happens at a flip. Pure.
 
+mod databases;
 pub mod flip;
+pub mod glob;
 mod naming;
 mod pattern;
 mod phase;
@@ -10,6 +12,7 @@ mod reserved;
 mod scope;
 mod table;
 
+pub use databases::{DATABASES, Databases, Key, MARK, Places, places_of};
 pub use pattern::{Pattern, PatternError, Patterns};
 pub use phase::{Coverage, Phase, Side};
 pub use plan::Plan;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::routing::{Ack, DualState, Phase, Side, Table};
+use crate::routing::{Ack, DualState, Key, Phase, Side, Table};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -26,9 +26,13 @@ impl Plan {
         self.phase == Phase::DualCluster && self.dual.as_ref().is_some_and(|dual| dual.may_be_fetching())
     }
 
-    /// The plan for a key.
-    pub fn of(table: &Table, key: &[u8]) -> Self {
-        let (route, route_hash) = table.route_of(key);
+    /// The plan for a key of a database. One of a database that does not move is the standalone's, and no flip concerns it.
+    pub fn of(table: &Table, db: u32, name: &[u8]) -> Self {
+        if !table.databases().is_moving(db) {
+            let (phase, leader, ack) = (Phase::Standalone, Side::Standalone, table.ack());
+            return Self { route_hash: 0, phase, leader, follower: None, ack, dual: None, line_hash: 0 };
+        }
+        let (route, route_hash) = table.route_of(name);
         Self {
             route_hash,
             phase: route.phase,
@@ -38,6 +42,11 @@ impl Plan {
             dual: route.dual.clone(),
             line_hash: route.hash,
         }
+    }
+
+    /// The plan for a key.
+    pub fn of_key(table: &Table, key: &Key) -> Self {
+        Self::of(table, key.db, &key.name)
     }
 
     /// The route's [`DualState::generation`]; 0 without a follower.

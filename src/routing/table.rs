@@ -10,7 +10,7 @@ use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 
 use crate::routing::piece::{Piece, pieces};
-use crate::routing::{Coverage, Patterns, Phase, Side};
+use crate::routing::{Coverage, Databases, Patterns, Phase, Side};
 
 /// What names a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -222,6 +222,7 @@ pub struct RoutingSpec {
     pub pubsub: Phase,
     pub ack: Ack,
     pub cluster_keys: ClusterKeys,
+    pub databases: Databases,
     pub prefixes: Vec<(String, Phase)>,
     pub providers: Vec<(String, Phase)>,
     pub ranges: Vec<(u64, u64, Phase)>,
@@ -251,6 +252,7 @@ pub struct Table {
     pubsub: Phase,
     ack: Ack,
     cluster_keys: ClusterKeys,
+    databases: Databases,
     is_all_standalone: bool,
     /// Whether some route is led by the cluster, and whether some route may have keys on the standalone.
     is_cluster_read: bool,
@@ -278,6 +280,7 @@ impl Table {
             pubsub: spec.pubsub,
             ack: spec.ack,
             cluster_keys: spec.cluster_keys,
+            databases: spec.databases.clone(),
             is_all_standalone: false,
             is_cluster_read: false,
             is_standalone_read: false,
@@ -456,6 +459,12 @@ impl Table {
         self.cluster_keys
     }
 
+    /// Which databases move, and what their keys are called on the cluster.
+    #[inline]
+    pub fn databases(&self) -> &Databases {
+        &self.databases
+    }
+
     /// Whether a walk over all keys has to look at a side: some route's keys are told from there.
     pub fn is_read(&self, side: Side) -> bool {
         match side {
@@ -483,6 +492,7 @@ pub(crate) mod tests {
             pubsub: Phase::Standalone,
             ack: Ack::Leader,
             cluster_keys: ClusterKeys::Same,
+            databases: Databases::default(),
             prefixes: vec![("asgi:".into(), Phase::Cluster)],
             providers: vec![("42".into(), Phase::DualStandalone), ("150".into(), Phase::Cluster)],
             ranges: vec![(100, 199, Phase::DualCluster)],

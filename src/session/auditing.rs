@@ -7,18 +7,21 @@ use crate::session::session::Session;
 
 impl Session {
     /// Keys that one command, transaction or WATCH needs at once: whether they are in one slot and of one route.
-    pub(super) fn audit_together(&self, command: &str, kind: Kind, keys: &[&[u8]]) {
+    pub(super) fn audit_together(&self, command: &str, kind: Kind, keys: &[(u32, &[u8])]) {
         let Some(first) = keys.first().filter(|_| keys.len() > 1) else { return };
         let table = self.shared.engine.table();
-        let slot = table.slot_of(first);
-        if keys.iter().all(|key| table.slot_of(key) == slot) {
+        if !keys.iter().any(|(db, _)| table.databases().is_moving(*db)) {
             return;
         }
-        let mut routes: Vec<String> = keys.iter().map(|key| table.route_of(key).0.name.to_string()).collect();
+        let slot = table.slot_of(first.0, first.1);
+        if keys.iter().all(|(db, name)| table.slot_of(*db, name) == slot) {
+            return;
+        }
+        let mut routes: Vec<String> = keys.iter().map(|(_, name)| table.route_of(name).0.name.to_string()).collect();
         routes.sort();
         routes.dedup();
         let kind = if kind == Kind::CrossSlot && routes.len() > 1 { Kind::CrossRoute } else { kind };
-        let example = || keys.iter().map(|key| key.escape_ascii().to_string()).collect::<Vec<_>>().join(" ");
+        let example = || keys.iter().map(|(_, name)| name.escape_ascii().to_string()).collect::<Vec<_>>().join(" ");
         // Many providers in one command are one finding.
         let route = if routes.len() > 3 { format!("{} routes", routes.len()) } else { routes.join(" ") };
         self.audit(command, kind, route, example);

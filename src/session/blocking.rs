@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use crate::audit::Kind as Unlike;
-use crate::command::{self, CommandSpec};
+use crate::command::CommandSpec;
 use crate::dual::{Target, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::resp::request::Request;
 use crate::resp::write;
+use crate::routing::Key;
 use crate::session::clients::Wish;
 use crate::session::commands::outcome_of;
-use crate::session::session::Session;
+use crate::session::session::{Session, keys_at, views_at};
 use crate::store::{LinkError, PrivateLink};
 
 /// The store has the time-out too; the proxy's own clock answers if the store doesn't.
@@ -35,15 +36,11 @@ impl Session {
     /// A command that may wait.
     pub(super) async fn block(&mut self, request: Request, spec: &'static CommandSpec) {
         self.replies.settle(0).await;
-        let Some(positions) = command::keys_of(spec, &request) else {
-            let elsewhere = self.shared.engine.clone();
-            return elsewhere.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
+        let Some(places) = self.places(spec, &request) else {
+            return self.shared.engine.clone().submit_elsewhere(request.into_bytes(), self.caller());
         };
-        let keys: Vec<Bytes> = match self.is_moving_db() {
-            true => positions.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect(),
-            false => Vec::new(),
-        };
-        self.audit_together(spec.name, Unlike::CrossSlot, &keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
+        self.audit_together(spec.name, Unlike::CrossSlot, &views_at(&request, &places));
+        let keys = keys_at(&request, &places);
         let time = time_argument(spec, &request);
         let until = time.and_then(|(_, limit)| limit).map(|limit| Instant::now() + limit);
         loop {
@@ -82,7 +79,7 @@ impl Session {
         &mut self,
         request: &Request,
         spec: &'static CommandSpec,
-        keys: &[Bytes],
+        keys: &[Key],
         until: Option<Instant>,
     ) -> Result<Ended, Refusal> {
         let engine = self.shared.engine.clone();
@@ -111,7 +108,7 @@ impl Session {
             Err(error) => outcome_of(&Err(error.clone())),
         };
         guard.finish(outcome).await;
-        let own = |frame| engine.reply_from(&target, spec, request, frame);
+        let own = |frame| engine.reply_from(&target, self.db, spec, request, frame);
         let answer =
             answer.map(|ended| if let Ended::Answered(frame) = ended { Ended::Answered(own(frame)) } else { ended });
         answer.map_err(|error| refusal_of(&error))
@@ -123,11 +120,11 @@ impl Session {
         spec: &'static CommandSpec,
         target: &Target,
         mut link: PrivateLink,
-        keys: &[Bytes],
+        keys: &[Key],
         until: Option<Instant>,
     ) -> Result<Ended, LinkError> {
         let engine = self.shared.engine.clone();
-        link.send(&engine.request_for(target, spec, request)).await?;
+        link.send(&engine.request_for(target, self.db, spec, request)).await?;
         let late = until.map(|until| tokio::time::Instant::from_std(until + GRACE));
         let (replies, client) = (self.replies.clone(), self.client.clone());
         loop {

@@ -3,14 +3,14 @@
 use bytes::Bytes;
 
 use crate::audit::Kind as Unlike;
-use crate::command::{self, CommandSpec, Kind};
+use crate::command::{CommandSpec, Kind};
 use crate::dual::lane::Outcome;
-use crate::dual::{ReplyPort, ReplyTo, Target, refusal_of};
+use crate::dual::{Caller, ReplyPort, ReplyTo, Target, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::resp::request::Request;
-use crate::routing::Side;
-use crate::session::session::Session;
+use crate::routing::{Key, Side};
+use crate::session::session::{Session, keys_at, views_at};
 use crate::store::{LinkError, Reply};
 
 use std::cell::RefCell;
@@ -34,43 +34,40 @@ impl Session {
     /// A command that goes where its keys are.
     pub(super) async fn keyed(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
-        if !self.is_moving_db() {
-            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
-        }
-        let Some(keys) = command::keys_of(spec, &request) else {
+        let Some(places) = self.places(spec, &request) else {
             // The store says what is wrong with the arguments.
-            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
+            return engine.submit_elsewhere(request.into_bytes(), self.caller());
         };
-        self.wait_open(&request, &keys).await;
+        self.wait_open(&request, &places).await;
         if matches!(spec.name, "SORT" | "SORT_RO")
             && (2..request.len()).any(|index| is_pattern_option(request.arg(index)))
         {
             let route = engine.table().route_of(request.arg(1)).0.name.to_string();
             self.audit(spec.name, Unlike::SortPattern, route, || request.arg(1).escape_ascii().to_string());
         }
-        if keys.len() > 1 {
-            let views: Vec<&[u8]> = keys.iter().map(|index| request.arg(*index)).collect();
+        if places.len() > 1 {
             if spec.kind == Kind::Keyed {
-                self.audit_together(spec.name, Unlike::CrossSlot, &views);
+                self.audit_together(spec.name, Unlike::CrossSlot, &views_at(&request, &places));
             }
-            if !engine.is_simple(&views) {
-                let keys = keys.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect();
+            if !engine.is_simple(&request, &places) {
+                let keys = keys_at(&request, &places);
                 return Box::pin(self.run_whole(request, spec, keys)).await;
             }
         }
-        engine.submit(request, spec, &keys, self.protocol, self.reply_to());
+        engine.submit(request, spec, &places, self.caller());
     }
 
     /// Waits while the route of a key flips.
-    pub(super) async fn wait_open(&self, request: &Request, keys: &[usize]) {
+    pub(super) async fn wait_open(&self, request: &Request, places: &[(usize, u32)]) {
         let engine = &self.shared.engine;
-        while engine.has_closed() && keys.iter().any(|index| engine.is_gated(&engine.plan(request.arg(*index)))) {
+        let is_gated = |(index, db): &(usize, u32)| engine.is_gated(&engine.plan_of(*db, request.arg(*index)));
+        while engine.has_closed() && places.iter().any(is_gated) {
             engine.opened().await;
         }
     }
 
     /// A command outside of the lanes, whole on one store, after everything before it was answered.
-    pub(super) async fn run_whole(&mut self, request: Request, spec: &'static CommandSpec, keys: Vec<Bytes>) {
+    pub(super) async fn run_whole(&mut self, request: Request, spec: &'static CommandSpec, keys: Vec<Key>) {
         self.replies.settle(0).await;
         let outcome = self.run_guarded(&request, spec, &keys).await;
         self.answer_with(outcome);
@@ -81,7 +78,7 @@ impl Session {
         &self,
         request: &Request,
         spec: &'static CommandSpec,
-        keys: &[Bytes],
+        keys: &[Key],
     ) -> Result<Bytes, Refusal> {
         let engine = &self.shared.engine;
         let guard = engine.begin(keys).await?;
@@ -94,7 +91,9 @@ impl Session {
         };
         let answer = self.call_healed(&target, spec, request).await;
         guard.finish(outcome_of(&answer)).await;
-        answer.map(|frame| engine.reply_from(&target, spec, request, frame)).map_err(|error| refusal_of(&error))
+        answer
+            .map(|frame| engine.reply_from(&target, self.db, spec, request, frame))
+            .map_err(|error| refusal_of(&error))
     }
 
     /// One command on a store. A script that this store has not seen is loaded there, if the proxy has.
@@ -105,7 +104,7 @@ impl Session {
         request: &Request,
     ) -> Result<Bytes, LinkError> {
         let engine = &self.shared.engine;
-        let bytes = engine.request_for(target, spec, request);
+        let bytes = engine.request_for(target, self.db, spec, request);
         let answer = engine.call(target, &bytes, self.protocol).await?;
         if spec.kind != Kind::Script || reply::error_word(&answer) != b"NOSCRIPT" {
             return Ok(answer);
@@ -120,7 +119,7 @@ impl Session {
     pub(super) fn target_of(
         &self,
         command: &str,
-        keys: &[Bytes],
+        keys: &[Key],
         mut leaders: impl Iterator<Item = Side>,
     ) -> Result<Target, Refusal> {
         let refuse = |reason| {
@@ -129,7 +128,11 @@ impl Session {
         };
         let Some(leader) = leaders.next() else { return Ok(Target::Standalone { db: self.db }) };
         if leaders.any(|other| other != leader) {
-            return refuse("its keys are led by different stores while their providers move");
+            let stays = keys.iter().any(|key| !self.shared.engine.is_moving(key.db));
+            return refuse(match stays {
+                true => "one of its databases stays on the standalone, and the cluster leads a key of the other",
+                false => "its keys are led by different stores while their providers move",
+            });
         }
         if leader == Side::Standalone {
             return Ok(Target::Standalone { db: self.db });
@@ -144,11 +147,11 @@ impl Session {
 
     /// One command, awaited, by the same ways as if it had come alone.
     pub(super) async fn run_alone(&self, request: Request, spec: &'static CommandSpec) -> Result<Bytes, Refusal> {
-        let keys = command::keys_of(spec, &request).ok_or(Refusal::Syntax)?;
-        self.wait_open(&request, &keys).await;
+        let places = self.places(spec, &request).ok_or(Refusal::Syntax)?;
+        self.wait_open(&request, &places).await;
         let (sender, receiver) = oneshot::channel();
         let to = ReplyTo { port: Rc::new(Once(RefCell::new(Some(sender)))), seq: 0 };
-        self.shared.engine.submit(request, spec, &keys, self.protocol, to);
+        self.shared.engine.submit(request, spec, &places, Caller { db: self.db, protocol: self.protocol, to });
         receiver.await.unwrap_or(Err(Refusal::UnknownOutcome))
     }
 
@@ -163,14 +166,14 @@ impl Session {
             let reason = "it would change how the proxy itself reaches the store";
             return self.refuse(Refusal::NotSupported { command: "config|set".into(), reason });
         }
-        engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
+        engine.submit_elsewhere(request.into_bytes(), self.caller());
     }
 
     /// Scripts: on the store of their keys; without keys where keys without a provider are. Loaded scripts go to every node.
     pub(super) async fn script(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
         if !self.is_moving_db() {
-            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
+            return engine.submit_elsewhere(request.into_bytes(), self.caller());
         }
         self.replies.settle(0).await;
         self.shared.scripts.note(spec, &request);
@@ -179,22 +182,22 @@ impl Session {
                 // A node that fails here answers NOSCRIPT later, and is healed then.
                 let _ = engine.call(&Target::Node(address), request.bytes(), self.protocol).await;
             }
-            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
+            return engine.submit_elsewhere(request.into_bytes(), self.caller());
         }
-        let Some(keys) = command::keys_of(spec, &request) else {
-            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
+        let Some(places) = self.places(spec, &request) else {
+            return engine.submit_elsewhere(request.into_bytes(), self.caller());
         };
-        if !keys.is_empty() {
-            let views: Vec<&[u8]> = keys.iter().map(|index| request.arg(*index)).collect();
-            self.audit_together(spec.name, Unlike::CrossSlot, &views);
-            let keys = keys.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))).collect();
+        if !places.is_empty() {
+            self.audit_together(spec.name, Unlike::CrossSlot, &views_at(&request, &places));
+            let keys = keys_at(&request, &places);
             return self.run_whole(request, spec, keys).await;
         }
         self.audit(spec.name, Unlike::ScriptWithoutKeys, String::new(), || request.arg(1).escape_ascii().to_string());
         // What it touches undeclared is on the store of these, or the store says that it is not.
-        let target = match engine.plan(b"").leader {
+        let nothing = Key { name: Bytes::new(), db: self.db };
+        let target = match engine.plan(&nothing).leader {
             Side::Standalone => Target::Standalone { db: self.db },
-            Side::Cluster => Target::Slot(engine.slot_of(b"")),
+            Side::Cluster => Target::Slot(engine.slot_of(&nothing)),
         };
         let outcome = self.call_healed(&target, spec, &request).await.map_err(|error| refusal_of(&error));
         self.answer_with(outcome);

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::command::CommandSpec;
+use crate::command::{Access, CommandSpec};
 use crate::dual::{Target, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::resp::request::Request;
 use crate::resp::write;
-use crate::routing::{Side, Table, is_reserved};
+use crate::routing::{Key, Side, Table, glob, is_reserved};
 use crate::session::session::Session;
 
 /// How often RANDOMKEY asks a source before it walks.
@@ -80,34 +80,41 @@ fn parse_cursor(request: &Request) -> Option<u64> {
     std::str::from_utf8(request.arg(1)).ok()?.parse().ok()
 }
 
+/// Whether a command of any database may concern one that moves.
+pub(super) fn reaches_all(spec: &CommandSpec) -> bool {
+    matches!(spec.name, "FLUSHALL" | "MOVE" | "SWAPDB")
+}
+
 impl Session {
     pub(super) async fn keyspace(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
+        if spec.access == Access::Write {
+            self.replies.settle(0).await;
+            let outcome = self.flush(&request, spec).await;
+            return self.answer_with(outcome);
+        }
         // A walk that began while every key was on the standalone ends there, whatever flips meanwhile.
         let stays = spec.name == "SCAN"
             && parse_cursor(&request).is_some_and(|cursor| cursor != 0 && Cursor::parse(cursor).version == 0);
         let begins = spec.name != "SCAN" || parse_cursor(&request) == Some(0);
-        // From whichever database they come, these reach the one that moves.
-        let reaches_all = matches!(spec.name, "FLUSHALL" | "MOVE" | "SWAPDB");
-        if !(self.is_moving_db() || reaches_all) || stays || (begins && engine.table().all_standalone()) {
-            return engine.submit_elsewhere(self.db, request.into_bytes(), self.protocol, self.reply_to());
+        if !self.is_moving_db() || stays || (begins && engine.table().all_standalone()) {
+            return engine.submit_elsewhere(request.into_bytes(), self.caller());
         }
         self.replies.settle(0).await;
         let outcome = match spec.name {
             "SCAN" => self.scan(&request).await,
-            "KEYS" => self.all_keys(Some(request.arg(1))).await.map(|keys| {
+            "KEYS" => self.all_keys(self.db, Some(request.arg(1))).await.map(|keys| {
                 let mut out = BytesMut::new();
                 write::array(&mut out, keys.len());
                 keys.iter().for_each(|key| write::bulk(&mut out, key));
                 out.freeze()
             }),
-            "DBSIZE" => self.all_keys(None).await.map(|keys| {
+            "DBSIZE" => self.all_keys(self.db, None).await.map(|keys| {
                 let mut out = BytesMut::new();
                 write::integer(&mut out, keys.len() as i64);
                 out.freeze()
             }),
-            "RANDOMKEY" => self.random_key().await,
-            _ => self.flush(&request, spec).await,
+            _ => self.random_key().await,
         };
         self.answer_with(outcome);
     }
@@ -142,7 +149,8 @@ impl Session {
         // A source that ends gives way to the next one at once, so that a small database is told in one step, as Redis does.
         let after = loop {
             let source = sources.get(cursor.source).ok_or_else(invalid)?;
-            let (next, some) = match self.scan_source(source.as_ref(), cursor.position, request, &view).await? {
+            let (next, some) = match self.scan_source(self.db, source.as_ref(), cursor.position, request, &view).await?
+            {
                 Ok(found) => found,
                 Err(error) => return Ok(error),
             };
@@ -171,6 +179,7 @@ impl Session {
     /// One step of a source: the next cursor and the keys that are this source's to tell; `Err` is the store's own error.
     async fn scan_source(
         &self,
+        db: u32,
         source: Option<&Arc<str>>,
         cursor: u64,
         request: &Request,
@@ -180,9 +189,10 @@ impl Session {
         let side = if source.is_none() { Side::Standalone } else { Side::Cluster };
         let text = cursor.to_string();
         let pattern_at = (3..request.len()).find(|index| request.arg(index - 1).eq_ignore_ascii_case(b"MATCH"));
-        let pattern = pattern_at.map(|index| match side {
-            Side::Standalone => request.arg(index).into(),
-            Side::Cluster => view.table.cluster_pattern(request.arg(index)),
+        let own_pattern = pattern_at.map(|index| request.arg(index));
+        let pattern = own_pattern.map(|pattern| match side {
+            Side::Standalone => pattern.into(),
+            Side::Cluster => view.table.cluster_pattern(db, pattern),
         });
         let args = request.args().enumerate().map(|(index, arg)| match (index, &pattern) {
             (1, _) => text.as_bytes(),
@@ -190,14 +200,22 @@ impl Session {
             _ => arg,
         });
         let ask = crate::dual::effect::command(&args.collect::<Vec<_>>());
-        let target = source.map_or(Target::Standalone { db: self.db }, |address| Target::Node(address.clone()));
+        let target = source.map_or(Target::Standalone { db }, |address| Target::Node(address.clone()));
         let frame = engine.call(&target, &ask, self.protocol).await.map_err(|error| refusal_of(&error))?;
         if reply::is_error(&frame) {
             return Ok(Err(frame));
         }
         let (next, mut keys) = parse_page(&frame).ok_or_else(unknown_form)?;
         if side == Side::Cluster {
-            keys = keys.iter().filter_map(|key| Some(key.slice_ref(view.table.own_name(key)?))).collect();
+            let is_renamed = view.table.is_renamed();
+            let fits = |name: &[u8]| own_pattern.is_none_or(|pattern| !is_renamed || glob::fits(pattern, name));
+            keys.retain_mut(|key| match view.table.own_key(key).filter(|(own, name)| *own == db && fits(name)) {
+                Some((_, name)) => {
+                    *key = key.slice_ref(name);
+                    true
+                }
+                None => false,
+            });
         }
         keys.retain(|key| {
             !is_reserved(key) && view.table.complete_side(view.table.route_of(key).0, view.knowledge) == side
@@ -221,7 +239,10 @@ impl Session {
             let is_told = |key: &&[u8]| {
                 !is_reserved(key) && table.complete_side(table.route_of(key).0, table.knowledge()) == side
             };
-            let own = |name| if side == Side::Cluster { table.own_name(name) } else { Some(name) };
+            let own = |name| match side {
+                Side::Standalone => Some(name),
+                Side::Cluster => table.own_key(name).filter(|(db, _)| *db == self.db).map(|(_, name)| name),
+            };
             let key = reply::bulk(&frame).filter(|_| !reply::is_null(&frame)).and_then(own).filter(is_told);
             if let Some(key) = key {
                 let mut out = BytesMut::new();
@@ -230,7 +251,7 @@ impl Session {
             }
         }
         let mut out = BytesMut::new();
-        match self.all_keys(None).await?.first() {
+        match self.all_keys(self.db, None).await?.first() {
             Some(key) => write::bulk(&mut out, key),
             None => write::null(&mut out, self.protocol),
         }
@@ -238,7 +259,7 @@ impl Session {
     }
 
     /// Every key of one primary that has a name of this table, of whatever route.
-    pub(super) async fn own_keys_of_node(&self, address: &Arc<str>) -> Result<Vec<Bytes>, Refusal> {
+    pub(super) async fn own_keys_of_node(&self, address: &Arc<str>) -> Result<Vec<Key>, Refusal> {
         let (engine, target) = (&self.shared.engine, Target::Node(address.clone()));
         let (mut all, mut cursor) = (Vec::new(), 0);
         loop {
@@ -246,8 +267,8 @@ impl Session {
             let frame = engine.call(&target, &ask, self.protocol).await.map_err(|error| refusal_of(&error))?;
             let (next, keys) = parse_page(&frame).ok_or_else(unknown_form)?;
             let table = engine.table();
-            let own = keys.iter().filter_map(|key| Some(key.slice_ref(table.own_name(key)?)));
-            all.extend(own.filter(|key| !is_reserved(key)));
+            let own = |key: &Bytes| table.own_key(key).map(|(db, name)| Key { name: key.slice_ref(name), db });
+            all.extend(keys.iter().filter(|key| !is_reserved(key)).filter_map(own));
             cursor = next;
             if cursor == 0 {
                 return Ok(all);
@@ -255,7 +276,8 @@ impl Session {
         }
     }
 
-    pub(super) async fn all_keys(&self, pattern: Option<&[u8]>) -> Result<Vec<Bytes>, Refusal> {
+    /// Every key of a database that moves, and that a pattern fits.
+    pub(super) async fn all_keys(&self, db: u32, pattern: Option<&[u8]>) -> Result<Vec<Bytes>, Refusal> {
         let mut args: Vec<&[u8]> = vec![b"SCAN", b"0", b"COUNT", b"1000"];
         args.extend(pattern.into_iter().flat_map(|pattern| [&b"MATCH"[..], pattern]));
         let request = Request::from_args(&args);
@@ -265,7 +287,7 @@ impl Session {
         for source in self.sources(&view.table) {
             let mut cursor = 0;
             loop {
-                let step = self.scan_source(source.as_ref(), cursor, &request, &view).await?;
+                let step = self.scan_source(db, source.as_ref(), cursor, &request, &view).await?;
                 let (next, keys) = step.map_err(|error| {
                     Refusal::Verbatim(String::from_utf8_lossy(reply::error_text(&error)).into_owned())
                 })?;

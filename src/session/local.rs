@@ -8,6 +8,7 @@ use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::resp::write;
+use crate::routing::DATABASES;
 use crate::session::refused;
 use crate::session::replies::Mute;
 use crate::session::session::{Flow, Session};
@@ -16,8 +17,14 @@ use crate::session::users;
 /// What the proxy needs of its stores, and says it is while it has not reached the standalone yet.
 const VERSION_LEAST: &str = "7.0.0";
 const WRONG_PASSWORD: &str = "WRONGPASS invalid username-password pair or user is disabled.";
-/// Redis has 16 by default; a number beyond what the standalone has is refused by its own SELECT.
-pub(super) const DATABASES: u32 = 16;
+
+/// The number that SELECT and its like name, or Redis's error.
+pub(super) fn database(text: &[u8]) -> Result<u32, &'static str> {
+    let number: Option<i64> = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    let number = number.filter(|number| number.to_string().as_bytes() == text);
+    let db = number.ok_or("ERR value is not an integer or out of range")?;
+    u32::try_from(db).ok().filter(|db| *db < DATABASES).ok_or("ERR DB index is out of range")
+}
 
 impl Session {
     pub(super) fn local(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
@@ -35,16 +42,15 @@ impl Session {
                 self.reset();
                 write::simple(&mut out, "RESET");
             }
-            "SELECT" => match std::str::from_utf8(request.arg(1)).ok().and_then(|text| text.parse::<u32>().ok()) {
-                Some(db) if db < DATABASES => {
+            "SELECT" => match database(request.arg(1)) {
+                Ok(db) => {
                     self.set_db(db);
                     if !self.is_moving_db() {
                         self.audit("select", Unlike::Database, String::new(), || format!("database {db}"));
                     }
                     write::simple(&mut out, "OK");
                 }
-                Some(_) => write::error(&mut out, "ERR DB index is out of range"),
-                None => write::error(&mut out, "ERR value is not an integer or out of range"),
+                Err(text) => write::error(&mut out, text),
             },
             "AUTH" => self.auth(&mut out, &request),
             "HELLO" => self.hello(&mut out, &request),

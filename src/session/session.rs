@@ -12,12 +12,13 @@ use bytes::{Bytes, BytesMut};
 
 use crate::audit::{Audit, Kind as Unlike};
 use crate::command::{self, Access, CommandSpec, Kind};
-use crate::dual::{Engine, Membership, ReplyPort, ReplyTo, Target};
+use crate::dual::{Caller, Engine, Membership, ReplyPort, ReplyTo, Target};
 use crate::resp::limits::Limits;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
 use crate::resp::scan::{RequestScanner, split_inline};
+use crate::routing::{Key, Places, places_of};
 use crate::session::bounds::Bounds;
 use crate::session::clients::{Client, Clients, Wish};
 use crate::session::replies::Replies;
@@ -335,15 +336,30 @@ impl Session {
         self.client.db.store(db, Ordering::Relaxed);
     }
 
-    /// Whether the client's database is the one that moves.
+    /// Whether the client's database moves.
     pub fn is_moving_db(&self) -> bool {
-        self.db == self.shared.engine.db()
+        self.shared.engine.is_moving(self.db)
     }
 
-    /// The keys of a request, if they can be understood.
-    pub fn keys<'r>(&self, spec: &CommandSpec, request: &'r Request) -> Option<Vec<&'r [u8]>> {
-        Some(command::keys_of(spec, request)?.iter().map(|index| request.arg(*index)).collect())
+    /// Whose reply the next request's is.
+    pub fn caller(&self) -> Caller {
+        Caller { db: self.db, protocol: self.protocol, to: self.reply_to() }
     }
+
+    /// Where a request has its keys, if it can be understood.
+    pub fn places(&self, spec: &CommandSpec, request: &Request) -> Option<Places> {
+        places_of(self.db, spec, request)
+    }
+}
+
+/// The keys of a request, to be looked at.
+pub fn views_at<'r>(request: &'r Request, places: &[(usize, u32)]) -> Vec<(u32, &'r [u8])> {
+    places.iter().map(|(index, db)| (*db, request.arg(*index))).collect()
+}
+
+/// The keys of a request, to be kept.
+pub fn keys_at(request: &Request, places: &[(usize, u32)]) -> Vec<Key> {
+    places.iter().map(|(index, db)| Key::copied(*db, request.arg(*index))).collect()
 }
 
 #[cfg(test)]

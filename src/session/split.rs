@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::command::{self, CommandSpec, Split};
-use crate::dual::{ReplyPort, ReplyTo};
+use crate::command::{CommandSpec, Split};
+use crate::dual::{Caller, ReplyPort, ReplyTo};
 use crate::resp::refusal::Refusal;
 use crate::resp::request::Request;
 use crate::resp::{reply, write};
@@ -54,28 +54,27 @@ pub(super) fn merge(how: Split, parts: &[Bytes]) -> Bytes {
 }
 
 /// A request for each key of a splittable one.
-pub(super) fn parts_of(request: &Request, keys: &[usize], how: Split) -> Vec<Request> {
-    let part = |index: &usize| match how {
+pub(super) fn parts_of(request: &Request, places: &[(usize, u32)], how: Split) -> Vec<Request> {
+    let part = |(index, _): &(usize, u32)| match how {
         Split::Mset => Request::from_args(&[request.arg(0), request.arg(*index), request.arg(*index + 1)]),
         Split::Mget | Split::Count => Request::from_args(&[request.arg(0), request.arg(*index)]),
     };
-    keys.iter().map(part).collect()
+    places.iter().map(part).collect()
 }
 
 impl Session {
     /// MGET, MSET, DEL, UNLINK, EXISTS, TOUCH.
     pub(super) async fn split(&mut self, request: Request, spec: &'static CommandSpec, how: Split) {
-        let Some(keys) = command::keys_of(spec, &request) else { return self.refuse(Refusal::Syntax) };
+        let Some(places) = self.places(spec, &request) else { return self.refuse(Refusal::Syntax) };
         if how == Split::Mset && request.len().is_multiple_of(2) {
             return self.refuse(Refusal::WrongArity("mset".into()));
         }
-        let views: Vec<&[u8]> = keys.iter().map(|index| request.arg(*index)).collect();
         let engine = self.shared.engine.clone();
-        if !self.is_moving_db() || engine.is_simple(&views) {
+        if engine.is_simple(&request, &places) {
             return self.keyed(request, spec).await;
         }
-        self.wait_open(&request, &keys).await;
-        let parts = parts_of(&request, &keys, how);
+        self.wait_open(&request, &places).await;
+        let parts = parts_of(&request, &places, how);
         let merge = Rc::new(Merge {
             how,
             parts: RefCell::new(vec![None; parts.len()]),
@@ -83,7 +82,8 @@ impl Session {
             to: self.reply_to(),
         });
         for (seq, part) in parts.into_iter().enumerate() {
-            engine.submit(part, spec, &[1], self.protocol, ReplyTo { port: merge.clone(), seq: seq as u64 });
+            let to = ReplyTo { port: merge.clone(), seq: seq as u64 };
+            engine.submit(part, spec, &[(1, self.db)], Caller { db: self.db, protocol: self.protocol, to });
         }
     }
 }

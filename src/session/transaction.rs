@@ -12,15 +12,17 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
 use crate::audit::Kind as Unlike;
-use crate::command::{self, CommandSpec, Kind, Split};
+use crate::command::{self, CommandSpec, Kind};
 use crate::dual::lane::Outcome;
 use crate::dual::{ReplyTo, Target, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::request::Request;
 use crate::resp::{reply, write};
-use crate::routing::Side;
+use crate::routing::{Key, Side, places_of};
 use crate::session::commands::{Once, outcome_of};
-use crate::session::session::Session;
+use crate::session::keyspace::reaches_all;
+use crate::session::local::database;
+use crate::session::session::{Session, keys_at};
 use crate::session::split::{merge, parts_of};
 use crate::store::{LinkError, PrivateLink, StoreSide};
 
@@ -30,15 +32,25 @@ const QUEUE_MAX: usize = 1 << 16;
 /// What a session has begun.
 #[derive(Default)]
 pub struct Transaction {
-    queue: Option<Vec<(Request, &'static CommandSpec)>>,
+    queue: Option<Vec<Queued>>,
+    /// The database that a queued SELECT has chosen for what comes behind it.
+    selected: Option<u32>,
     is_spoiled: bool,
     watch: Option<Watch>,
+}
+
+/// A command that waits for EXEC.
+struct Queued {
+    request: Request,
+    spec: &'static CommandSpec,
+    /// The database that it is meant for.
+    db: u32,
 }
 
 struct Watch {
     link: PrivateLink,
     target: Target,
-    keys: Vec<Bytes>,
+    keys: Vec<Key>,
 }
 
 impl Transaction {
@@ -71,7 +83,11 @@ impl Session {
             self.transaction.spoil();
             return self.refuse(Refusal::Text("too many commands in one transaction".into()));
         }
-        queue.push((request, spec));
+        let db = self.transaction.selected.unwrap_or(self.db);
+        if spec.name == "SELECT" {
+            self.transaction.selected = database(request.arg(1)).ok().or(self.transaction.selected);
+        }
+        queue.push(Queued { request, spec, db });
         self.client.queued.fetch_add(1, Ordering::Relaxed);
         self.answer(b"+QUEUED\r\n");
     }
@@ -82,6 +98,7 @@ impl Session {
             "MULTI" if self.transaction.is_queueing() => self.refuse(text("MULTI calls can not be nested")),
             "MULTI" => {
                 self.transaction.queue = Some(Vec::new());
+                self.transaction.selected = None;
                 self.transaction.is_spoiled = false;
                 self.client.queued.store(0, Ordering::Relaxed);
                 self.answer(b"+OK\r\n");
@@ -119,16 +136,20 @@ impl Session {
     }
 
     async fn watch(&mut self, request: &Request) -> Result<Bytes, Refusal> {
-        let mut keys: Vec<Bytes> = (1..request.len()).map(|index| Bytes::copy_from_slice(request.arg(index))).collect();
+        let mut keys: Vec<Key> = request.args().skip(1).map(|name| Key::copied(self.db, name)).collect();
         if let Some(watch) = &self.transaction.watch {
             keys.extend(watch.keys.iter().cloned());
         }
-        if self.is_moving_db() {
-            self.audit_together("watch", Unlike::CrossWatch, &keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
-        }
+        let views: Vec<(u32, &[u8])> = keys.iter().map(|key| (key.db, &key.name[..])).collect();
+        self.audit_together("watch", Unlike::CrossWatch, &views);
         let target = self.target_now("watch", &keys)?;
         let mut link = match self.transaction.watch.take() {
             Some(watch) if watch.target == target => watch.link,
+            Some(Watch { mut link, target: Target::Standalone { .. }, .. }) if is_standalone(&target) => {
+                let select = crate::dual::effect::command(&[b"SELECT", self.db.to_string().as_bytes()]);
+                link.call(&select).await.map_err(|_| Refusal::StoreDown)?;
+                link
+            }
             Some(_) => {
                 return Err(Refusal::CrossSlot {
                     command: "watch".into(),
@@ -138,7 +159,7 @@ impl Session {
             None => self.private_link(&target).await?,
         };
         let bytes = match command::lookup(b"WATCH") {
-            Some(spec) => self.shared.engine.request_for(&target, spec, request),
+            Some(spec) => self.shared.engine.request_for(&target, self.db, spec, request),
             None => request.bytes().clone(),
         };
         let answer = link.call(&bytes).await.map_err(|_| Refusal::StoreDown)?;
@@ -147,11 +168,8 @@ impl Session {
     }
 
     /// Where these keys are led now.
-    pub(super) fn target_now(&self, command: &str, keys: &[Bytes]) -> Result<Target, Refusal> {
+    pub(super) fn target_now(&self, command: &str, keys: &[Key]) -> Result<Target, Refusal> {
         let engine = &self.shared.engine;
-        if !self.is_moving_db() {
-            return Ok(Target::Standalone { db: self.db });
-        }
         self.target_of(command, keys, keys.iter().map(|key| engine.plan(key).leader))
     }
 
@@ -174,33 +192,20 @@ impl Session {
     }
 
     async fn exec(&mut self, transaction: Transaction) -> Result<Bytes, Refusal> {
-        let Transaction { queue, is_spoiled, watch } = transaction;
+        let Transaction { queue, selected, is_spoiled, watch } = transaction;
         let commands = queue.unwrap_or_default();
         if is_spoiled {
             return Err(Refusal::Verbatim("EXECABORT Transaction discarded because of previous errors.".into()));
         }
-        let mut keys: Vec<Bytes> = Vec::new();
-        let is_on_two = self.is_moving_db() && !self.shared.engine.table().all_standalone();
-        for (request, spec) in &commands {
-            if is_on_two && matches!(spec.kind, Kind::Scan | Kind::KeyspaceWide) {
-                return Err(Refusal::NotSupported {
-                    command: spec.name.to_lowercase(),
-                    reason: "in a transaction it would see one store only, and keys of this database are on two",
-                });
-            }
-            let found = command::keys_of(spec, request).ok_or(Refusal::Syntax)?;
-            keys.extend(found.iter().map(|index| Bytes::copy_from_slice(request.arg(*index))));
-        }
+        let mut keys = self.keys_of_all(&commands)?;
         if let Some(watch) = &watch {
             keys.extend(watch.keys.iter().cloned());
         }
-        if !self.is_moving_db() {
-            keys.clear();
-        }
         let unlike = if watch.is_some() { Unlike::CrossWatch } else { Unlike::CrossTransaction };
-        self.audit_together("exec", unlike, &keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
+        let views: Vec<(u32, &[u8])> = keys.iter().map(|key| (key.db, &key.name[..])).collect();
+        self.audit_together("exec", unlike, &views);
         // Planned when nothing of it flips: whether it is whole on one store depends on the table.
-        let publishes = commands.iter().any(|(_, spec)| spec.kind == Kind::Publish);
+        let publishes = commands.iter().any(|queued| queued.spec.kind == Kind::Publish);
         let engine = self.shared.engine.clone();
         while engine.has_closed()
             && ((publishes && engine.holds_publishers()) || keys.iter().any(|key| engine.is_gated(&engine.plan(key))))
@@ -213,8 +218,8 @@ impl Session {
         let whole = self.target_now("exec", &keys);
         let channels = self.shared.engine.table().pubsub().leader();
         let fits =
-            whole.as_ref().is_ok_and(|target| commands.iter().all(|(_, spec)| fits_beside(spec, target, channels)));
-        match (whole, watch) {
+            whole.as_ref().is_ok_and(|target| commands.iter().all(|queued| fits_beside(queued.spec, target, channels)));
+        let answer = match (whole, watch) {
             (Ok(_), None) if fits => self.exec_whole(&commands, &keys).await,
             (whole, Some(watch)) if fits => self.exec_watched(&commands, &keys, watch, whole?).await,
             (whole, Some(_)) => Err(whole.err().unwrap_or(Refusal::CrossSlot {
@@ -222,11 +227,36 @@ impl Session {
                 reason: "a watched transaction cannot be split over stores",
             })),
             (_, None) => self.exec_split(commands).await,
+        };
+        if let (Some(db), true) =
+            (selected, answer.as_ref().is_ok_and(|frame| frame.starts_with(b"*") && !reply::is_null(frame)))
+        {
+            self.set_db(db);
         }
+        answer
+    }
+
+    /// All keys of a transaction; refused is what would see one store only.
+    fn keys_of_all(&self, commands: &[Queued]) -> Result<Vec<Key>, Refusal> {
+        let table = self.shared.engine.table();
+        let mut keys = Vec::new();
+        for Queued { request, spec, db } in commands {
+            // MOVE is judged by its two keys.
+            let is_wide = matches!(spec.kind, Kind::Scan | Kind::KeyspaceWide) && spec.name != "MOVE";
+            if is_wide && !table.all_standalone() && (table.databases().is_moving(*db) || reaches_all(spec)) {
+                return Err(Refusal::NotSupported {
+                    command: spec.name.to_lowercase(),
+                    reason: "in a transaction it would see one store only, and keys of this database are on two",
+                });
+            }
+            let places = places_of(*db, spec, request).ok_or(Refusal::Syntax)?;
+            keys.extend(keys_at(request, &places));
+        }
+        Ok(keys)
     }
 
     /// MULTI … EXEC as one piece on the store that leads all of its keys.
-    async fn exec_whole(&self, commands: &[(Request, &'static CommandSpec)], keys: &[Bytes]) -> Result<Bytes, Refusal> {
+    async fn exec_whole(&self, commands: &[Queued], keys: &[Key]) -> Result<Bytes, Refusal> {
         let engine = &self.shared.engine;
         let guard = engine.begin(keys).await?;
         let target = match self.target_of("exec", keys, guard.plans.iter().map(|plan| plan.leader)) {
@@ -236,41 +266,72 @@ impl Session {
                 return Err(refusal);
             }
         };
-        let (batch, replies) = self.batch_of(commands, &target);
-        let answer = engine.call_batch(&target, &batch, replies, self.protocol).await;
+        let batch = self.batch_of(commands, &target);
+        let answer = engine.call_batch(&target, &batch.bytes, batch.replies(), self.protocol).await;
         guard.finish(outcome_of(&answer)).await;
-        answer.map(|frame| self.own_answers(commands, &target, frame)).map_err(|error| refusal_of(&error))
+        answer.map(|frame| self.own_answers(commands, &target, &batch, frame)).map_err(|error| refusal_of(&error))
     }
 
-    /// MULTI, the commands as the target is to get them, EXEC, and how many replies they have.
-    fn batch_of(&self, commands: &[(Request, &'static CommandSpec)], target: &Target) -> (Bytes, u32) {
-        let mut batch =
-            BytesMut::with_capacity(commands.iter().map(|(request, _)| request.bytes().len()).sum::<usize>() + 64);
-        write::command(&mut batch, &[b"MULTI"]);
-        for (request, spec) in commands {
-            batch.extend_from_slice(&self.shared.engine.request_for(target, spec, request));
+    /// MULTI, the commands as the target is to get them, EXEC. On the standalone a command of another database than the
+    /// link's has a SELECT in front, and the link is left as it was; on the cluster the names say it.
+    fn batch_of(&self, commands: &[Queued], target: &Target) -> Batch {
+        let length = commands.iter().map(|queued| queued.request.bytes().len()).sum::<usize>() + 64;
+        let mut batch = Batch { bytes: Bytes::new(), answered: Vec::with_capacity(commands.len()) };
+        let mut out = BytesMut::with_capacity(length);
+        write::command(&mut out, &[b"MULTI"]);
+        let link = if let Target::Standalone { db } = target { Some(*db) } else { None };
+        let mut current = link;
+        let mut select = |out: &mut BytesMut, answered: &mut Vec<Option<usize>>, db: u32| {
+            if current.is_some_and(|current| current != db) {
+                write::command(out, &[b"SELECT", db.to_string().as_bytes()]);
+                answered.push(None);
+                current = Some(db);
+            }
+        };
+        for (number, Queued { request, spec, db }) in commands.iter().enumerate() {
+            if spec.name == "SELECT" {
+                continue;
+            }
+            select(&mut out, &mut batch.answered, *db);
+            out.extend_from_slice(&self.shared.engine.request_for(target, *db, spec, request));
+            batch.answered.push(Some(number));
         }
-        write::command(&mut batch, &[b"EXEC"]);
-        (batch.freeze(), commands.len() as u32 + 2)
+        if let Some(link) = link {
+            select(&mut out, &mut batch.answered, link);
+        }
+        write::command(&mut out, &[b"EXEC"]);
+        batch.bytes = out.freeze();
+        batch
     }
 
-    /// EXEC's reply with the application's names in it, and with its own subscribers among the receivers of messages.
-    fn own_answers(&self, commands: &[(Request, &'static CommandSpec)], target: &Target, frame: Bytes) -> Bytes {
+    /// EXEC's reply as the application is to get it: with its own names, its own subscribers among the receivers of messages,
+    /// and an answer to each of its SELECTs.
+    fn own_answers(&self, commands: &[Queued], target: &Target, batch: &Batch, frame: Bytes) -> Bytes {
         let engine = &self.shared.engine;
-        let is_tagged = engine.table().is_tagged();
-        let differs = |spec: &CommandSpec| spec.kind == Kind::Publish || (is_tagged && command::tells_keys(spec));
-        if !commands.iter().any(|(_, spec)| differs(spec)) {
+        let is_plain = batch.answered.len() == commands.len() && batch.answered.iter().all(Option::is_some);
+        let is_renamed = engine.table().is_renamed();
+        let differs = |spec: &CommandSpec| spec.kind == Kind::Publish || (is_renamed && command::tells_keys(spec));
+        if is_plain && !commands.iter().any(|queued| differs(queued.spec)) {
             return frame;
         }
-        let Some(cells) = reply::elements(&frame).filter(|cells| cells.len() == commands.len()) else { return frame };
-        let mut out = BytesMut::with_capacity(frame.len());
-        write::array(&mut out, cells.len());
-        for (cell, (request, spec)) in cells.into_iter().zip(commands) {
-            let answer = match spec.kind {
+        let cells = reply::elements(&frame).filter(|cells| cells.len() == batch.answered.len());
+        let Some(cells) = cells else { return frame };
+        let mut answers = vec![None; commands.len()];
+        for (cell, number) in cells.into_iter().zip(&batch.answered) {
+            let Some(number) = *number else { continue };
+            let Queued { request, spec, db } = &commands[number];
+            answers[number] = Some(match spec.kind {
                 Kind::Publish => engine.heard(target, request, frame.slice(cell)),
-                _ => engine.reply_from(target, spec, request, frame.slice(cell)),
-            };
-            out.extend_from_slice(&answer);
+                _ => engine.reply_from(target, *db, spec, request, frame.slice(cell)),
+            });
+        }
+        let mut out = BytesMut::with_capacity(frame.len());
+        write::array(&mut out, commands.len());
+        for (answer, queued) in answers.into_iter().zip(commands) {
+            match answer {
+                Some(answer) => out.extend_from_slice(&answer),
+                None => write_selected(&mut out, &queued.request),
+            }
         }
         out.freeze()
     }
@@ -278,8 +339,8 @@ impl Session {
     /// EXEC on the connection that watches. A route that flipped since answers nil, which every client retries.
     async fn exec_watched(
         &mut self,
-        commands: &[(Request, &'static CommandSpec)],
-        keys: &[Bytes],
+        commands: &[Queued],
+        keys: &[Key],
         mut watch: Watch,
         target: Target,
     ) -> Result<Bytes, Refusal> {
@@ -288,37 +349,39 @@ impl Session {
             write::null_array(&mut out, self.protocol);
             out.freeze()
         };
-        if target != watch.target {
+        let is_there =
+            |target: &Target| *target == watch.target || (is_standalone(target) && is_standalone(&watch.target));
+        if !is_there(&target) {
             return Ok(nil());
         }
         let guard = self.shared.engine.begin(keys).await?;
-        let is_moved = self.target_now("exec", keys).ok().as_ref() != Some(&watch.target);
-        let (batch, replies) = self.batch_of(commands, &target);
+        let is_moved = !self.target_now("exec", keys).is_ok_and(|target| is_there(&target));
+        let batch = self.batch_of(commands, &watch.target);
         let answer = async {
             if is_moved {
                 return Ok(nil());
             }
-            watch.link.send(&batch).await?;
+            watch.link.send(&batch.bytes).await?;
             let mut last = watch.link.receive().await?;
-            for _ in 1..replies {
+            for _ in 1..batch.replies() {
                 last = watch.link.receive().await?;
             }
             Ok::<_, LinkError>(last)
         };
         let answer = answer.await;
         guard.finish(outcome_of(&answer)).await;
-        answer.map(|frame| self.own_answers(commands, &target, frame)).map_err(|error| refusal_of(&error))
+        answer.map(|frame| self.own_answers(commands, &watch.target, &batch, frame)).map_err(|error| refusal_of(&error))
     }
 
     /// Commands that stand for themselves, one after the other, each where its keys are.
-    async fn exec_split(&mut self, commands: Vec<(Request, &'static CommandSpec)>) -> Result<Bytes, Refusal> {
+    async fn exec_split(&mut self, commands: Vec<Queued>) -> Result<Bytes, Refusal> {
         let engine = self.shared.engine.clone();
-        for (request, spec) in &commands {
-            let views = self.keys(spec, request).ok_or(Refusal::Syntax)?;
+        for Queued { request, spec, db } in &commands {
+            let places = places_of(*db, spec, request).ok_or(Refusal::Syntax)?;
             let stands_alone = match spec.kind {
-                _ if !self.is_moving_db() => true,
+                _ if !engine.is_moving(*db) && !places.iter().any(|(_, db)| engine.is_moving(*db)) => true,
                 Kind::Split(_) | Kind::Publish | Kind::Keyless | Kind::Local => true,
-                Kind::Keyed => engine.is_simple(&views),
+                Kind::Keyed => engine.is_simple(request, &places),
                 _ => false,
             };
             if !stands_alone {
@@ -330,7 +393,8 @@ impl Session {
         }
         let mut out = BytesMut::new();
         write::array(&mut out, commands.len());
-        for (request, spec) in commands {
+        for Queued { request, spec, db } in commands {
+            self.set_db(db);
             match self.run_one(request, spec).await {
                 Ok(frame) => out.extend_from_slice(&frame),
                 Err(refusal) => refusal.write(&mut out),
@@ -339,39 +403,60 @@ impl Session {
         Ok(out.freeze())
     }
 
-    /// How a command of the database that moves is split; elsewhere none is.
-    fn splits(&self, spec: &CommandSpec) -> Option<Split> {
-        match spec.kind {
-            Kind::Split(how) if self.is_moving_db() => Some(how),
-            _ => None,
-        }
-    }
-
     async fn run_one(&mut self, request: Request, spec: &'static CommandSpec) -> Result<Bytes, Refusal> {
-        let Some(how) = self.splits(spec) else {
-            if spec.kind == Kind::Publish {
-                let (sender, receiver) = oneshot::channel();
-                let to = ReplyTo { port: Rc::new(Once(RefCell::new(Some(sender)))), seq: 0 };
-                if spec.name == "PUBSUB" {
-                    return self.shared.engine.ask_channels(&request, self.protocol).await;
-                }
-                self.shared.engine.publish(request, self.protocol, to);
-                return receiver.await.unwrap_or(Err(Refusal::UnknownOutcome));
+        if spec.name == "SELECT" {
+            let mut out = BytesMut::new();
+            write_selected(&mut out, &request);
+            return Ok(out.freeze());
+        }
+        if spec.kind == Kind::Publish {
+            let (sender, receiver) = oneshot::channel();
+            let to = ReplyTo { port: Rc::new(Once(RefCell::new(Some(sender)))), seq: 0 };
+            if spec.name == "PUBSUB" {
+                return self.shared.engine.ask_channels(&request, self.protocol).await;
             }
-            if matches!(spec.keys, command::Keys::None) || !self.is_moving_db() {
-                let target = Target::Standalone { db: self.db };
-                let answer = self.shared.engine.call(&target, request.bytes(), self.protocol).await;
-                return answer.map_err(|error| refusal_of(&error));
-            }
-            return self.run_alone(request, spec).await;
-        };
-        let keys = command::keys_of(spec, &request).ok_or(Refusal::Syntax)?;
+            self.shared.engine.publish(request, self.protocol, to);
+            return receiver.await.unwrap_or(Err(Refusal::UnknownOutcome));
+        }
+        if matches!(spec.keys, command::Keys::None) {
+            let target = Target::Standalone { db: self.db };
+            let answer = self.shared.engine.call(&target, request.bytes(), self.protocol).await;
+            return answer.map_err(|error| refusal_of(&error));
+        }
+        let Kind::Split(how) = spec.kind else { return self.run_alone(request, spec).await };
+        let places = self.places(spec, &request).ok_or(Refusal::Syntax)?;
         let mut parts = Vec::new();
-        for part in parts_of(&request, &keys, how) {
+        for part in parts_of(&request, &places, how) {
             parts.push(self.run_alone(part, spec).await?);
         }
         Ok(merge(how, &parts))
     }
+}
+
+/// A transaction as one store gets it.
+struct Batch {
+    bytes: Bytes,
+    /// Which command each element of EXEC's reply answers; `None`: a SELECT of the proxy's own.
+    answered: Vec<Option<usize>>,
+}
+
+impl Batch {
+    /// Those of MULTI and EXEC too.
+    fn replies(&self) -> u32 {
+        self.answered.len() as u32 + 2
+    }
+}
+
+/// What SELECT answers in a transaction.
+fn write_selected(out: &mut BytesMut, request: &Request) {
+    match database(request.arg(1)) {
+        Ok(_) => write::simple(out, "OK"),
+        Err(text) => write::error(out, text),
+    }
+}
+
+fn is_standalone(target: &Target) -> bool {
+    matches!(target, Target::Standalone { .. })
 }
 
 /// Whether a command may run in one transaction with keys on `target`: one without a key runs beside the standalone's only,
@@ -379,6 +464,7 @@ impl Session {
 fn fits_beside(spec: &CommandSpec, target: &Target, channels: Side) -> bool {
     let side = if matches!(target, Target::Standalone { .. }) { Side::Standalone } else { Side::Cluster };
     match spec.kind {
+        _ if spec.name == "SELECT" => true,
         // A shard channel has a slot of its own.
         Kind::Publish => channels == side && (side == Side::Standalone || spec.name == "PUBLISH"),
         _ => side == Side::Standalone || !matches!(spec.keys, command::Keys::None),

@@ -121,6 +121,8 @@ fn reaches_beyond(spec: &CommandSpec, request: &Request, moving: u32) -> bool {
         Kind::Keyed if matches!(spec.name, "SORT" | "SORT_RO") => {
             request.args().skip(2).any(|arg| is_one_of(arg, &["BY", "GET"]))
         }
+        // Into another database.
+        Kind::Keyed => command::other_database(spec, request).is_some_and(|db| db != moving),
         _ => false,
     }
 }

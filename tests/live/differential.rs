@@ -414,13 +414,19 @@ fn split(line: &str) -> Vec<String> {
     line.split(' ').map(str::to_string).collect()
 }
 
-fn compare_all(provider: &str, phase: &str, naming: &str) {
+fn compare_all(provider: &str, phase: &str, naming: &str, db: u32) {
     let bare = Redis::start(&[]);
-    let settings = Settings { routing: format!("cluster_keys = \"{naming}\""), ..Settings::of(Stores::shared()) };
+    let settings = Settings {
+        routing: format!("cluster_keys = \"{naming}\"\n[databases]\n7 = \"seven:\""),
+        ..Settings::of(Stores::shared())
+    };
     let proxy = settings.phase(provider, phase).start().ready();
     let mut wrong = Vec::new();
     for protocol in ["2", "3"] {
-        let (bare, proxied) = (Wire::to(bare.port, protocol), Wire::to(proxy.port, protocol));
+        let (mut bare, mut proxied) = (Wire::to(bare.port, protocol), Wire::to(proxy.port, protocol));
+        for wire in [&mut bare, &mut proxied] {
+            assert_eq!(wire.ask(&["SELECT".into(), db.to_string()]), b"+OK\r\n");
+        }
         // One slot with either naming: what a cluster cannot do is told by other tests.
         let name = format!("provider:{provider}:{{x}}{protocol}");
         let mut pair = Pair { bare, proxied, name, wrong: Vec::new(), asked: 0 };
@@ -452,7 +458,12 @@ fn compare_all(provider: &str, phase: &str, naming: &str) {
         assert!(pair.asked > 2_000, "{}", pair.asked);
         wrong.extend(pair.wrong.iter().map(|text| format!("RESP{protocol} {text}")));
     }
-    assert!(wrong.is_empty(), "{phase}, {naming}: {} replies differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{phase}, {naming}, database {db}: {} replies differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 impl Pair {
@@ -468,25 +479,35 @@ impl Pair {
 
 #[test]
 fn every_reply_is_redis_s_in_standalone() {
-    compare_all("110", "standalone", "same");
+    compare_all("110", "standalone", "same", 0);
 }
 
 #[test]
 fn every_reply_is_redis_s_in_dual_standalone() {
-    compare_all("111", "dual-standalone", "same");
+    compare_all("111", "dual-standalone", "same", 0);
 }
 
 #[test]
 fn every_reply_is_redis_s_in_dual_cluster() {
-    compare_all("112", "dual-cluster", "same");
+    compare_all("112", "dual-cluster", "same", 0);
 }
 
 #[test]
 fn every_reply_is_redis_s_in_cluster() {
-    compare_all("113", "cluster", "same");
+    compare_all("113", "cluster", "same", 0);
 }
 
 #[test]
 fn every_reply_is_redis_s_in_cluster_with_tags() {
-    compare_all("114", "cluster", "tagged");
+    compare_all("114", "cluster", "tagged", 0);
+}
+
+#[test]
+fn every_reply_is_redis_s_in_a_further_database_that_moved() {
+    compare_all("115", "cluster", "same", 7);
+}
+
+#[test]
+fn every_reply_is_redis_s_in_a_further_database_that_moves() {
+    compare_all("116", "dual-cluster", "tagged", 7);
 }

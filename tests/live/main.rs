@@ -11,6 +11,7 @@ mod commands;
 mod connection;
 mod copying;
 mod crowd;
+mod databases;
 mod differential;
 mod disk;
 mod effects;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use redis::{Connection, Value};
 
-use crate::common::{Redis, Settings, Stores, command, connect};
+use crate::common::{Redis, Settings, Stores, command, connect, run};
 
 const CLIENTS: usize = 12;
 /// Keys of each type that a client has for itself.
@@ -19,12 +19,17 @@ struct World {
     stores: &'static Stores,
     model: Redis,
     provider: String,
-    /// What stands before a key's own name on the cluster.
+    /// In which they are: one, or two whose keys have the same names.
+    databases: &'static [u32],
     tag: String,
     /// Writers hold it shared for each command; whoever compares holds it alone.
     quiet: RwLock<()>,
     over: AtomicBool,
     done: AtomicU64,
+}
+
+fn select(connection: &mut Connection, db: u32) {
+    run(connection, &format!("SELECT {db}"));
 }
 
 /// A random command on keys that only this client writes.
@@ -131,11 +136,14 @@ fn meaning(name: &str, reply: redis::RedisResult<Value>) -> String {
 /// One client until the end: each command on both, now and then a transaction.
 fn client(world: &World, number: usize, seed: u64, port: u16) {
     let (mut through, mut model) = (connect(port), world.model.connect());
+    let (db, name) = (world.databases[number % world.databases.len()], number / world.databases.len());
+    select(&mut through, db);
+    select(&mut model, db);
     let mut rng = Rng::with_seed(seed + number as u64);
     while !world.over.load(Ordering::Relaxed) {
         let _writing = world.quiet.read().expect("no holder panics");
         let commands =
-            (0..if rng.usize(..20) == 0 { 3 } else { 1 }).map(|_| random_command(&mut rng, &world.provider, number));
+            (0..if rng.usize(..20) == 0 { 3 } else { 1 }).map(|_| random_command(&mut rng, &world.provider, name));
         let commands: Vec<Vec<String>> = commands.collect();
         let ask = |connection: &mut Connection| -> String {
             if let [one] = commands.as_slice() {
@@ -163,6 +171,7 @@ fn client(world: &World, number: usize, seed: u64, port: u16) {
 /// Clients that share keys: what each of them does is told by the sum.
 fn sharing_client(world: &World, number: usize, port: u16) {
     let mut through = connect(port);
+    select(&mut through, world.shared_db());
     let mut added = 0i64;
     let provider = &world.provider;
     while !world.over.load(Ordering::Relaxed) {
@@ -185,9 +194,11 @@ fn sharing_client(world: &World, number: usize, port: u16) {
     }
 }
 
+type Contents = std::collections::BTreeMap<String, (String, i64)>;
+
 /// Every key of the provider on a server: name, value and whether it expires.
-fn contents(connections: &mut [Connection], pattern: &str) -> std::collections::BTreeMap<String, (String, i64)> {
-    let mut found = std::collections::BTreeMap::new();
+fn contents(connections: &mut [Connection], pattern: &str) -> Contents {
+    let mut found = Contents::new();
     for connection in connections {
         let keys: Vec<String> = command(&["KEYS", pattern]).query(connection).expect("KEYS");
         for key in keys {
@@ -212,28 +223,29 @@ fn contents(connections: &mut [Connection], pattern: &str) -> std::collections::
 }
 
 impl World {
-    fn standalone(&self) -> std::collections::BTreeMap<String, (String, i64)> {
-        contents(&mut [self.stores.standalone.connect()], &format!("provider:{}:*", self.provider))
+    /// That of the clients which share keys.
+    fn shared_db(&self) -> u32 {
+        self.databases[self.databases.len() - 1]
     }
 
-    fn cluster(&self) -> std::collections::BTreeMap<String, (String, i64)> {
+    fn on_one(&self, redis: &Redis, db: u32) -> Contents {
+        let mut connection = redis.connect();
+        select(&mut connection, db);
+        contents(&mut [connection], &format!("provider:{}:*", self.provider))
+    }
+
+    fn cluster(&self, db: u32) -> Contents {
         let mut primaries: Vec<Connection> = self.stores.nodes[..3].iter().map(Redis::connect).collect();
-        let found = contents(&mut primaries, &format!("{}provider:{}:*", self.tag, self.provider));
-        found.into_iter().map(|(name, value)| (name[self.tag.len()..].to_string(), value)).collect()
-    }
-
-    fn wanted(&self) -> std::collections::BTreeMap<String, (String, i64)> {
-        contents(&mut [self.model.connect()], &format!("provider:{}:*", self.provider))
+        // What stands before a key's own name.
+        let front = format!("{}{}", self.tag, if db == 0 { String::new() } else { format!("db{db}:") });
+        let found = contents(&mut primaries, &format!("{front}provider:{}:*", self.provider));
+        found.into_iter().map(|(name, value)| (name[front.len()..].to_string(), value)).collect()
     }
 }
 
 /// Equal in keys and values, and in TTL within a second; what only the sharing clients wrote is not in the model.
 #[track_caller]
-fn assert_equal(
-    what: &str,
-    left: &std::collections::BTreeMap<String, (String, i64)>,
-    right: &std::collections::BTreeMap<String, (String, i64)>,
-) {
+fn assert_equal(what: &str, left: &Contents, right: &Contents) {
     for (key, (value, expiry)) in left {
         let Some((other, other_expiry)) = right.get(key) else { panic!("{what}: {key} is only on the first: {value}") };
         assert_eq!(value, other, "{what}: {key}");
@@ -252,14 +264,16 @@ enum Step {
     Compare,
 }
 
-fn travel(provider: &str, naming: &str, seed: u64, steps: &[Step]) {
+fn travel(provider: &str, naming: &str, databases: &'static [u32], seed: u64, steps: &[Step]) {
     let stores = Stores::shared();
-    let settings = Settings { routing: format!("cluster_keys = \"{naming}\""), ..Settings::of(stores) };
-    let proxy = settings.phase(provider, "standalone").start().ready();
+    let further = if databases.len() > 1 { "[databases]\n1 = \"db1:\"" } else { "" };
+    let routing = format!("cluster_keys = \"{naming}\"\n{further}");
+    let proxy = Settings { routing, ..Settings::of(stores) }.phase(provider, "standalone").start().ready();
     let world = Arc::new(World {
         stores,
         model: Redis::start(&[]),
         provider: provider.to_string(),
+        databases,
         tag: if naming == "tagged" { format!("{{{provider}}}") } else { String::new() },
         quiet: RwLock::new(()),
         over: AtomicBool::new(false),
@@ -275,6 +289,7 @@ fn travel(provider: &str, naming: &str, seed: u64, steps: &[Step]) {
             _ => &["RPUSH", &key, &value, "b"],
         };
         for connection in [&mut through, &mut model] {
+            select(connection, databases[n % databases.len()]);
             let _: Value = command(words).query(connection).expect("seed");
         }
     }
@@ -319,12 +334,14 @@ fn travel(provider: &str, naming: &str, seed: u64, steps: &[Step]) {
             Step::Compare => {
                 let _resting = world.quiet.write().expect("no writer panicked");
                 proxy.cli_ok(&format!("verify {provider} --rate 0"));
-                let (standalone, cluster) = (world.standalone(), world.cluster());
-                assert_equal("standalone and cluster", &standalone, &cluster);
-                let is_shared = |key: &str| [":shared:", ":counts", ":log:"].iter().any(|part| key.contains(part));
-                let own: std::collections::BTreeMap<_, _> =
-                    standalone.into_iter().filter(|(key, _)| !is_shared(key)).collect();
-                assert_equal("standalone and model", &own, &world.wanted());
+                for db in databases {
+                    let standalone = world.on_one(&stores.standalone, *db);
+                    assert_equal("standalone and cluster", &standalone, &world.cluster(*db));
+                    let is_shared = |key: &str| [":shared:", ":counts", ":log:"].iter().any(|part| key.contains(part));
+                    let own: Contents = standalone.into_iter().filter(|(key, _)| !is_shared(key)).collect();
+                    assert!(own.len() > 100, "{}", own.len());
+                    assert_equal("standalone and model", &own, &world.on_one(&world.model, *db));
+                }
             }
         }
     }
@@ -333,6 +350,7 @@ fn travel(provider: &str, naming: &str, seed: u64, steps: &[Step]) {
         thread.join().unwrap_or_else(|_| panic!("a client failed; the proxy's log:\n{}", proxy.log()));
     }
     let mut counts = proxy.connect();
+    select(&mut counts, world.shared_db());
     let total: Vec<i64> =
         command(&["HVALS", &format!("provider:{provider}:counts")]).query(&mut counts).expect("HVALS");
     let mut sum = 0;
@@ -356,7 +374,7 @@ fn a_provider_goes_all_the_way_and_back_and_every_reply_is_redis_s() {
     let up = [To("dual-standalone"), Backfill, Compare, To("dual-cluster"), Compare, To("cluster")];
     let down = [To("dual-cluster"), Backfill, Compare, To("dual-standalone"), Compare, To("standalone")];
     let again = [To("dual-standalone"), Backfill, Compare];
-    travel("901", "same", 1, &up.into_iter().chain(down).chain(again).collect::<Vec<_>>());
+    travel("901", "same", &[0], 1, &up.into_iter().chain(down).chain(again).collect::<Vec<_>>());
 }
 
 #[test]
@@ -364,7 +382,7 @@ fn a_provider_is_cut_over_before_its_backfill_and_back_again() {
     use Step::{Backfill, Compare, To};
     let early = [To("dual-standalone"), To("dual-cluster"), To("dual-standalone"), To("dual-cluster")];
     let then = [Backfill, Compare, To("cluster"), To("dual-cluster"), Backfill, To("dual-standalone"), Compare];
-    travel("902", "same", 2, &early.into_iter().chain(then).collect::<Vec<_>>());
+    travel("902", "same", &[0, 1], 2, &early.into_iter().chain(then).collect::<Vec<_>>());
 }
 
 #[test]
@@ -372,12 +390,12 @@ fn a_provider_whose_keys_are_tagged_goes_all_the_way_and_back() {
     use Step::{Backfill, Compare, To};
     let up = [To("dual-standalone"), Backfill, Compare, To("dual-cluster"), Compare, To("cluster")];
     let down = [To("dual-cluster"), Backfill, Compare, To("dual-standalone"), Compare, To("standalone")];
-    travel("903", "tagged", 3, &up.into_iter().chain(down).collect::<Vec<_>>());
+    travel("903", "tagged", &[0, 1], 3, &up.into_iter().chain(down).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_provider_whose_keys_are_tagged_is_cut_over_before_its_backfill() {
     use Step::{Backfill, Compare, To};
     let early = [To("dual-standalone"), To("dual-cluster"), To("dual-standalone"), To("dual-cluster")];
-    travel("904", "tagged", 4, &early.into_iter().chain([Backfill, Compare, To("cluster")]).collect::<Vec<_>>());
+    travel("904", "tagged", &[0], 4, &early.into_iter().chain([Backfill, Compare, To("cluster")]).collect::<Vec<_>>());
 }

@@ -156,7 +156,7 @@ struct Small {
 }
 
 fn key() -> Key {
-    Key::from("provider:7:a")
+    Key::copied(0, b"provider:7:a")
 }
 
 impl State {
@@ -750,7 +750,7 @@ fn the_modes_of_the_model_are_those_of_the_program() {
     let small = Small::of(0, 0, &[]);
     for mut state in small.init_states() {
         let table = Table::build(&spec(&[("7", state.phase)], &[], Phase::Standalone, state.ack), 1, None);
-        let plan = Plan::of(&table, &key());
+        let plan = Plan::of_key(&table, &key());
         let dual = plan.dual.as_ref().expect("a dual phase");
         dual.set_coverage(state.coverage);
         for in_doubt in [false, true] {

@@ -312,7 +312,7 @@ impl World {
         }
         let marks: HashMap<RouteName, Mark> =
             routes.iter().filter_map(|route| Some((route.name.clone(), Mark::of(route)?))).collect();
-        let is_own = |key: &&Key| marks.contains_key(&table.route_of(key).0.name);
+        let is_own = |key: &&Key| marks.contains_key(&table.route_of(&key.name).0.name);
         let own: Vec<Key> = self.keys.iter().filter(is_own).cloned().collect();
         let todo = passes.iter().flat_map(|pass| own.iter().map(move |key| (*pass, key.clone()))).collect();
         self.control.walks += 1;
@@ -323,7 +323,7 @@ impl World {
     /// What the walk finds of a key on a store now.
     fn visit(&mut self, pass: Pass, key: &Key) {
         let table = self.control.table.clone();
-        let leader = table.route_of(key).0.phase.leader();
+        let leader = table.route_of(&key.name).0.phase.leader();
         let has = |side| self.truth.value(side, key).is_some();
         let is_due = match pass {
             Pass::Touch => has(Side::Standalone),

@@ -20,7 +20,7 @@ mod world;
 use world::{Bug, World};
 
 /// What the engine knows a key by.
-type Key = bytes::Bytes;
+use cutover::routing::Key;
 
 /// Steps of one seed: some hundred commands, a few flips, crashes and lost links.
 const STEPS: u32 = 1_000;

@@ -236,7 +236,7 @@ impl Worker {
     }
 
     pub fn plan(&self, key: &Key) -> Plan {
-        Plan::of(&self.table, key)
+        Plan::of_key(&self.table, key)
     }
 
     pub fn is_idle(&self) -> bool {

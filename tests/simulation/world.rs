@@ -9,7 +9,7 @@ use cutover::dual::install::recount;
 use cutover::dual::journal;
 use cutover::dual::lane::{AskForCopy, Fetched, Lane, Mode, Order, Outcome, Work};
 use cutover::dual::state::{Memory, Snapshot};
-use cutover::routing::{Ack, ClusterKeys};
+use cutover::routing::{Ack, ClusterKeys, Databases};
 use cutover::routing::{Pattern, Patterns, Phase, Plan, RoutingSpec, Side, Table};
 use fastrand::Rng;
 
@@ -187,6 +187,7 @@ pub fn spec(providers: &[(&str, Phase)], ranges: &[(u64, u64, Phase)], new_provi
         pubsub: Phase::Standalone,
         ack,
         cluster_keys: ClusterKeys::Same,
+        databases: Databases { main: 0, prefixes: vec![(1, "db1:".into())] },
         prefixes: Vec::new(),
         providers: providers.iter().map(|(id, phase)| (id.to_string(), *phase)).collect(),
         ranges: ranges.to_vec(),
@@ -199,7 +200,9 @@ impl World {
         let mut rng = Rng::with_seed(seed);
         let weather = Weather::draw(&mut rng);
         // One provider is enough for most of it; the other two show what a line that covers many takes along.
-        let keys: Vec<Key> = ["7:a", "7:b", "8:c"].map(|name| Key::from(format!("provider:{name}"))).into();
+        // Two of them have the same name in two databases.
+        let key = |(db, name)| Key::copied(db, format!("provider:{name}").as_bytes());
+        let keys: Vec<Key> = [(0, "7:a"), (1, "7:a"), (1, "8:c")].map(key).into();
         let phase = Phase::ALL[rng.usize(..4)];
         let rest = if rng.u32(..3) == 0 { Phase::DualStandalone } else { Phase::Standalone };
         let ack = if rng.u32(..4) == 0 { Ack::Both } else { Ack::Leader };
@@ -208,7 +211,7 @@ impl World {
         // At a first start all keys are on the standalone, or, in phase `cluster`, where that says.
         let mut stores = [BTreeMap::new(), BTreeMap::new()];
         for (number, key) in keys.iter().enumerate() {
-            let is_moved = table.route_of(key).0.phase == Phase::Cluster;
+            let is_moved = table.route_of(&key.name).0.phase == Phase::Cluster;
             if rng.u32(..4) > 0 {
                 stores[usize::from(is_moved)].insert(key.clone(), vec![u32::MAX - number as u32]);
             }
@@ -320,7 +323,7 @@ impl World {
 
     fn compare(&self) -> Result<(), String> {
         for key in &self.keys {
-            let plan = Plan::of(&self.control.table, key);
+            let plan = Plan::of_key(&self.control.table, key);
             if plan.follower.is_some() && !self.truth.is_equal(key) {
                 return Err(format!("{key:?} differs after a walk: {}", self.truth.stores()));
             }
@@ -342,7 +345,7 @@ impl World {
             return Ok(());
         }
         for key in &self.keys {
-            let plan = Plan::of(table, key);
+            let plan = Plan::of_key(table, key);
             // I1: where one store leads and is complete, its value is what clients see.
             let value = self.truth.value(plan.leader, key);
             if Mode::of(&plan) != Mode::FirstTouch && !self.truth.possible(key).contains(&value) {
@@ -363,7 +366,7 @@ impl World {
         // I5: what is counted is what the lanes remember.
         for route in table.routes() {
             let Some(dual) = &route.dual else { continue };
-            let is_own = |key: &&Key| table.route_of(key).0.name == route.name;
+            let is_own = |key: &&Key| table.route_of(&key.name).0.name == route.name;
             let known: usize = self.workers.iter().map(|worker| worker.lane.diverged().filter(is_own).count()).sum();
             if dual.divergence() != known as u64 {
                 return Err(format!("route {} counts {}, the lanes know {known}", route.name, dual.divergence()));
@@ -888,7 +891,7 @@ impl World {
             }
             Message::Open => {
                 let table = here.table.clone();
-                let gone = here.lane.forget(|key| Plan::of(&table, key).follower.is_none());
+                let gone = here.lane.forget(|key| Plan::of_key(&table, key).follower.is_none());
                 self.journaling.extend(gone.into_iter().map(|key| (journal::REMOVE, key, None)));
                 for message in here.pause.open() {
                     self.take(worker, message);
@@ -1073,7 +1076,7 @@ impl World {
         if self.down == [false; 2] && here.lane.sizes().1 > 0 && here.pause.may_repair() {
             let (table, mut orders) = (here.table.clone(), Vec::new());
             let mode = |key: &Key| {
-                let plan = Plan::of(&table, key);
+                let plan = Plan::of_key(&table, key);
                 plan.follower.map(|_| Mode::of(&plan))
             };
             here.lane.repair(10, mode, &mut orders);
