@@ -27,6 +27,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::admin;
 use crate::audit::Audit;
+use crate::config::watch::Fingerprint;
 use crate::config::{self, Config};
 use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
@@ -63,7 +64,10 @@ pub enum Beside {
 }
 
 /// Runs the proxy until SIGTERM or SIGINT, or until another takes its place, and drains it. `path` is watched for changes.
-pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
+pub fn run(path: &Path, beside: Beside) -> anyhow::Result<()> {
+    // Before it is read: what is saved after that is a change.
+    let loaded = config::watch::fingerprint(path);
+    let config = &config::load(path)?;
     process::started();
     let level = start_logging(config);
     std::panic::set_hook(Box::new(|panic| {
@@ -114,7 +118,7 @@ pub fn run(config: &Config, path: &Path, beside: Beside) -> anyhow::Result<()> {
         program.adopter.save(&program.adopter.table(), false).await.context("write state file")?;
         let is_clean = snapshot.as_ref().is_some_and(|snapshot| snapshot.clean);
         program.recover(found.open, is_clean);
-        program.serve(path, level, signals).await
+        program.serve(path, loaded, level, signals).await
     })
 }
 
@@ -414,11 +418,17 @@ impl Program {
     }
 
     /// Adopts what the file becomes, until a signal ends the program.
-    async fn serve(mut self, path: &Path, level: LevelHandle, mut signals: Signals) -> anyhow::Result<()> {
+    async fn serve(
+        mut self,
+        path: &Path,
+        loaded: Option<Fingerprint>,
+        level: LevelHandle,
+        mut signals: Signals,
+    ) -> anyhow::Result<()> {
         let (changed, mut changes) = mpsc::channel(1);
         let watching = [vec![path.to_path_buf()], self.certificates.paths()].concat();
         tokio::spawn(async move {
-            if let Err(error) = config::watch::watch(watching, changed).await {
+            if let Err(error) = config::watch::watch(watching, loaded, changed).await {
                 tracing::error!(%error, "proxy.toml and the certificates cannot be watched; changes to them need a restart");
             }
         });

@@ -376,7 +376,7 @@ fn execute(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Serve { takeover } => {
             let beside = if *takeover { Beside::TakeOver } else { Beside::Refuse };
-            crate::serve::run(&config()?, path, beside).map(|()| DONE)
+            crate::serve::run(path, beside).map(|()| DONE)
         }
         Command::Init(asked) => init::run(path, asked, as_json),
         Command::Prepare(asked) => prepare::run(&config()?, asked, as_json),

@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 const SETTLE: Duration = Duration::from_millis(40);
 const POLL: Duration = Duration::from_secs(5);
 
-/// Sends a message each time one of the files was saved and for each SIGHUP, until the receiver is gone.
-pub async fn watch(paths: Vec<PathBuf>, changed: mpsc::Sender<()>) -> notify::Result<()> {
+/// Sends a message each time one of the files was saved and for each SIGHUP, until the receiver is gone. `loaded`: what the first
+/// of them was when it was read, so that one who saves it while the program begins is heard.
+pub async fn watch(paths: Vec<PathBuf>, loaded: Option<Fingerprint>, changed: mpsc::Sender<()>) -> notify::Result<()> {
     let (seen, mut events) = mpsc::channel::<()>(1);
     let folder = |path: &PathBuf| match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
@@ -30,8 +31,13 @@ pub async fn watch(paths: Vec<PathBuf>, changed: mpsc::Sender<()>) -> notify::Re
     let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
     let look = || paths.iter().map(|path| fingerprint(path)).collect::<Vec<_>>();
     let mut known = look();
+    if let Some(first) = known.first_mut() {
+        *first = loaded;
+    }
+    let mut is_first = true;
     loop {
         let is_asked = tokio::select! {
+            () = std::future::ready(()), if std::mem::take(&mut is_first) => false,
             _ = events.recv() => false,
             _ = hangup.recv() => true,
             () = tokio::time::sleep(POLL) => false,
@@ -50,8 +56,11 @@ pub async fn watch(paths: Vec<PathBuf>, changed: mpsc::Sender<()>) -> notify::Re
     }
 }
 
+/// CRC-32 and length of a file's content, and when it was saved.
+pub type Fingerprint = (u32, usize, SystemTime);
+
 /// Of the content, and of when it was saved: who was refused saves the same text once more. `None` while the file is away.
-fn fingerprint(path: &Path) -> Option<(u32, usize, SystemTime)> {
+pub fn fingerprint(path: &Path) -> Option<Fingerprint> {
     let bytes = std::fs::read(path).ok()?;
     let saved = std::fs::metadata(path).and_then(|file| file.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     Some((crc32fast::hash(&bytes), bytes.len(), saved))

@@ -170,3 +170,27 @@ fn limits_of_clients_change_without_a_restart() {
     });
     assert!(!proxy.log().contains("takes effect at the next start"), "{}", proxy.log());
 }
+
+#[test]
+fn what_is_saved_while_a_successor_begins_is_adopted() {
+    let mut proxy = Settings::of(Stores::shared()).phase("641", "standalone").start().ready();
+    // Stopped, so that the successor has read the file and still waits for the place.
+    crate::common::signal(proxy.pid(), "STOP");
+    let (before, config) = (proxy.pid(), proxy.config_path());
+    let editor = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        let text = std::fs::read_to_string(&config).expect("read");
+        let new = text.replace("\"641\" = \"standalone\"", "\"641\" = \"dual-standalone\"");
+        assert_ne!(new, text);
+        std::fs::write(&config, new).expect("write");
+        std::thread::sleep(Duration::from_millis(500));
+        crate::common::signal(before, "CONT");
+    });
+    assert_eq!(proxy.be_succeeded().0, Some(0));
+    editor.join().expect("edited");
+    eventually("what was saved meanwhile is adopted", || {
+        let table = proxy.table();
+        let mut routes = table["routes"].as_array().expect("routes").iter();
+        routes.any(|route| route["id"] == "641" && route["phase"] == "dual-standalone")
+    });
+}
