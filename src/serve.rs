@@ -347,8 +347,10 @@ impl Program {
             baselines: Default::default(),
             bytes_from: (Instant::now(), 0).into(),
             file: JobFile::of(&config.state_directory),
+            bypass: Default::default(),
         };
         let jobs = Jobs::new(context);
+        jobs.watch_bypass(config.bypass_look_every);
         if !stores.cluster.is_empty() {
             tokio::spawn(topology::keep_fresh(stores.cluster, slot_map, refresh, loss.clone()));
         }
@@ -560,6 +562,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     look(old.admin != new.admin, "[admin]");
     look(old.standalone != new.standalone, "[standalone]");
     look(old.cluster != new.cluster, "[cluster]");
+    look(old.bypass_look_every != new.bypass_look_every, "[bypass]");
     look(old.state_directory != new.state_directory, "[state]");
     look(old.log.json != new.log.json, "log.format");
     changed

@@ -60,6 +60,7 @@ pub fn head(parts: &Parts, table: &Table) -> Value {
             "standalone": store(&totals.standalone),
             "cluster": store(&totals.cluster),
         },
+        "bypass": parts.jobs.bypass().writers(),
         "clients": metrics::get(&totals.clients),
         "requests_total": metrics::get(&totals.requests),
         "refused_requests": refused.collect::<HashMap<_, _>>(),

@@ -90,6 +90,18 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         "Requests refused because their keys are in different slots or on different stores.",
         refusals,
     );
+    page.add(
+        "bypass_writers",
+        Kind::Gauge,
+        "Connections that were seen writing to a store around the proxy, since the start; up to 100.",
+        parts.jobs.bypass().writers().len(),
+    );
+    page.add(
+        "bypass_sightings_total",
+        Kind::Counter,
+        "How often a look at the connections of a node found such a writer.",
+        parts.jobs.bypass().sightings(),
+    );
     let copies = parts.copying.copies();
     page.add("copied_keys_total", Kind::Counter, "Keys copied from store to store.", copies.keys);
     page.add("copied_bytes_total", Kind::Counter, "Bytes sent for copies.", copies.bytes);

@@ -1,6 +1,6 @@
 //! `cutover status`.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::bail;
 use serde_json::{Value, json};
@@ -24,7 +24,8 @@ pub fn run(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<u8>
             Some(named) => find(config, &table, named)?,
         };
         if as_json {
-            let head = ["table_version", "stores", "refused", "clients", "requests_total", "refused_requests"];
+            let head =
+                ["bypass", "table_version", "stores", "refused", "clients", "requests_total", "refused_requests"];
             let mut document: serde_json::Map<String, Value> =
                 head.iter().map(|key| (key.to_string(), table[*key].clone())).collect();
             document.insert("routes".into(), json!(shown));
@@ -97,6 +98,20 @@ fn print(table: &Value, routes: &[Value]) {
         table["clients"],
         table["requests_total"]
     );
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    for writer in table["bypass"].as_array().into_iter().flatten() {
+        let text = |key: &str| writer[key].as_str().unwrap_or("").to_string();
+        let name = if text("name").is_empty() { String::new() } else { format!(" ({})", text("name")) };
+        let ago = now.saturating_sub(writer["last_seen"].as_u64().unwrap_or(now));
+        let does = if ago < 60 { "writes".to_string() } else { format!("wrote, {} min ago,", ago / 60) };
+        say!(
+            "{}{name} {does} to the {} {} around the proxy ({}): stop it, then run `cutover backfill --all`",
+            text("address"),
+            text("store"),
+            text("node"),
+            text("command")
+        );
+    }
     if let Some(reason) = table["refused"].as_str() {
         say!("the newest proxy.toml is refused, the running table stays: {reason}");
     }

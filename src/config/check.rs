@@ -83,6 +83,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
     let flip_timeout = duration(&file.routing.flip_timeout, Duration::from_secs(5), reporter, &mut findings);
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let listen = Config::listen_of(&file.listen, loopback(6380), reporter, &mut findings);
+    let bypass_look_every = duration(&file.bypass.look_every, Duration::from_secs(5), reporter, &mut findings);
     if !findings.is_empty() {
         findings.sort_by_key(|finding| finding.line);
         return Err(Report { findings });
@@ -96,6 +97,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         routing,
         users,
         copying,
+        bypass_look_every,
         state_directory: file.state.directory.unwrap_or_else(|| "cutover-state".into()),
         log,
         flip_timeout,

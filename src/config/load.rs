@@ -36,6 +36,8 @@ pub(super) struct File {
     #[serde(default)]
     pub copying: CopyingSection,
     #[serde(default)]
+    pub bypass: BypassSection,
+    #[serde(default)]
     pub state: StateSection,
     #[serde(default)]
     pub log: LogSection,
@@ -134,6 +136,12 @@ pub(super) struct CopyingSection {
     pub method: Option<Spanned<String>>,
     pub large_key_bytes: Option<ByteSize>,
     pub bytes_per_second: Option<ByteSize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BypassSection {
+    pub look_every: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -55,6 +55,8 @@ pub struct Config {
     /// Beside the one whose password is `listen.password`.
     pub users: Vec<User>,
     pub copying: Copying,
+    /// Between two looks for writers that go around the proxy; zero: never.
+    pub bypass_look_every: Duration,
     /// Where the state file and the journal stand.
     pub state_directory: PathBuf,
     pub log: Log,

@@ -304,23 +304,32 @@ impl Adopter {
         self.note_loss_in(&[&self.table.load_full()]).await;
     }
 
+    /// Puts every dual route in doubt, whatever was known of it.
+    pub async fn doubt_all(&self) {
+        let _turn = self.turn.lock().await;
+        self.doubt_in(&[&self.table.load_full()]).await;
+    }
+
     /// The first of the tables is the running one.
     async fn note_loss_in(&self, tables: &[&Table]) {
-        if !self.loss.take() {
-            return;
+        if self.loss.take() && self.doubt_in(tables).await > 0 {
+            tracing::warn!("what a store may have lost is copied again: a backfill of every dual route begins now");
         }
+    }
+
+    /// Gives how many routes are concerned.
+    async fn doubt_in(&self, tables: &[&Table]) -> usize {
         let duals = |table: &Table| table.routes().iter().filter_map(|route| route.dual.clone()).collect::<Vec<_>>();
+        let is_news = duals(tables[0]).iter().any(|dual| !dual.is_in_doubt());
         tables.iter().flat_map(|table| duals(table)).for_each(|dual| dual.set_in_doubt(true));
         let routes = duals(tables[0]).len();
-        if routes > 0 {
-            tracing::warn!(
-                routes,
-                "every dual route is in doubt until a backfill has gone through it, which begins now"
-            );
+        if is_news {
+            tracing::warn!(routes, "every dual route is in doubt until a backfill has gone through it");
             if let Err(error) = self.save(tables[0], false).await {
                 tracing::error!(%error, "write state file: the doubt is remembered by this run only; an unclean end puts the routes in doubt all the same");
             }
         }
+        routes
     }
 
     /// Writes the state file; `clean` at a regular end only.

@@ -2,6 +2,7 @@
 //! data only through the lanes, so that no copy can cross a write.
 
 mod backfill;
+pub mod bypass;
 pub mod checkpoint;
 pub mod inventory;
 pub mod patterns;
@@ -332,6 +333,7 @@ pub struct Context {
     /// When the bytes of copies were counted from, and how many there were: started anew with the first of the running jobs.
     pub bytes_from: Mutex<(Instant, u64)>,
     pub file: JobFile,
+    pub bypass: bypass::Bypass,
 }
 
 /// Keys of each route that its last backfill has copied. The lock guards the map, for a page of keys at a time.
@@ -408,6 +410,17 @@ impl Jobs {
         let jobs = Arc::new(Self { context: Arc::new(context), list: Mutex::new(Vec::new()) });
         tokio::spawn(watch_latency(Arc::downgrade(&jobs)));
         jobs
+    }
+
+    /// Looks for writers that go around the proxy, from time to time; never, if that is zero.
+    pub fn watch_bypass(&self, every: Duration) {
+        let context = self.context.clone();
+        tokio::spawn(async move { bypass::watch(&context, every).await });
+    }
+
+    /// What was found of them.
+    pub fn bypass(&self) -> &bypass::Bypass {
+        &self.context.bypass
     }
 
     /// Ends the running jobs at the next page, for the next start to go on with them.

@@ -134,6 +134,9 @@ impl PrivateLink {
     }
 }
 
+/// What our connections are called on the servers, so that an operator, and the proxy, can tell them from an application's.
+pub const CONNECTION_NAME: &str = "cutover";
+
 /// What a node said of itself and of the connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Greeting {
@@ -172,7 +175,8 @@ pub(super) async fn greet(stream: &mut Stream, endpoint: &Endpoint, protocol: Pr
         };
         expected.push("AUTH");
     }
-    write::command(&mut out, &[b"HELLO", if protocol == Protocol::Resp3 { b"3" } else { b"2" }]);
+    let version: &[u8] = if protocol == Protocol::Resp3 { b"3" } else { b"2" };
+    write::command(&mut out, &[b"HELLO", version, b"SETNAME", CONNECTION_NAME.as_bytes()]);
     expected.push("HELLO");
     if endpoint.db > 0 {
         write::command(&mut out, &[b"SELECT", endpoint.db.to_string().as_bytes()]);

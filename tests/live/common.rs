@@ -247,6 +247,8 @@ pub struct Settings {
     pub admin: String,
     pub routing: String,
     pub stores: String,
+    /// Between two looks for writers that go around the proxy: tests write to the shared stores themselves.
+    pub look_every: &'static str,
 }
 
 impl Settings {
@@ -260,6 +262,7 @@ impl Settings {
             admin: String::new(),
             routing: String::new(),
             stores: String::new(),
+            look_every: "0s",
         }
     }
 
@@ -274,11 +277,11 @@ impl Settings {
     }
 
     fn text(&self, port: u16, admin_port: u16) -> String {
-        let Self { standalone, seeds, workers, listen, admin, routing, stores, .. } = self;
+        let Self { standalone, seeds, workers, listen, admin, routing, stores, look_every, .. } = self;
         let mut text = format!(
             "[listen]\naddress = \"127.0.0.1:{port}\"\nworkers = {workers}\n{listen}\n[admin]\naddress = \"127.0.0.1:{admin_port}\"\n{admin}\n\
              [standalone]\nurl = \"{standalone}\"\n{stores}\n[cluster]\nseeds = {seeds:?}\n{stores}\n\
-             [routing]\nkeys = [\"provider:{{provider}}:*\", \"*:provider:{{provider}}:*\"]\n{routing}\n[state]\ndirectory = \"STATE\"\n[providers]\n"
+             [routing]\nkeys = [\"provider:{{provider}}:*\", \"*:provider:{{provider}}:*\"]\n{routing}\n[bypass]\nlook_every = \"{look_every}\"\n[state]\ndirectory = \"STATE\"\n[providers]\n"
         );
         for (provider, phase) in &self.providers {
             writeln!(text, "\"{provider}\" = \"{phase}\"").expect("a String takes all");

@@ -6,6 +6,7 @@ mod admin;
 mod audit;
 mod bad_input;
 mod beginning;
+mod bypass;
 mod channels;
 mod commands;
 mod connection;

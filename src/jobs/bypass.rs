@@ -1,0 +1,210 @@
+//! Who writes to the stores around the proxy. A key that somebody else changes on one store differs on the other, and no
+//! lane knows of it.
+//!
+//! Now and then, while a route is dual, the nodes are asked for their connections (CLIENT LIST). One that is not the proxy's,
+//! not a replica and not a monitor, whose last command writes and ran since the last look, is a writer. Its key is not known, so
+//! every dual route is in doubt from then on, until a backfill has gone through it with the writer gone. One that only reads
+//! is left alone, and so is one in another database. What this does not see: a connection that came, wrote and went between
+//! two looks, or that read after it had written.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::command::{self, Access, Kind};
+use crate::jobs::{Context, scan};
+use crate::resp::reply::{self, Protocol};
+use crate::routing::Side;
+use crate::store::PrivateLink;
+use crate::store::link::Endpoint;
+use crate::store::private_link::CONNECTION_NAME;
+
+/// Writers that are named one by one; the others are counted.
+const WRITERS_MAX: usize = 100;
+
+/// A connection that writes around the proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Writer {
+    pub store: &'static str,
+    pub node: String,
+    pub address: String,
+    /// As it calls itself; often empty.
+    pub name: String,
+    /// The writing command that was seen last, as the server calls it.
+    pub command: String,
+    /// Seconds since 1970.
+    pub last_seen: u64,
+    /// Looks that found it writing.
+    pub looks: u64,
+}
+
+/// What was found in this run. The lock guards the list, for an instant a look.
+#[derive(Debug, Default)]
+pub struct Bypass {
+    writers: Mutex<BTreeMap<(String, String), Writer>>,
+    sightings: AtomicU64,
+}
+
+impl Bypass {
+    /// All writers, by node and address.
+    pub fn writers(&self) -> Vec<Writer> {
+        self.writers.lock().values().cloned().collect()
+    }
+
+    /// How often a look found a writer.
+    pub fn sightings(&self) -> u64 {
+        self.sightings.load(Ordering::Relaxed)
+    }
+
+    /// True the first time.
+    fn note(&self, writer: Writer) -> bool {
+        self.sightings.fetch_add(1, Ordering::Relaxed);
+        let mut writers = self.writers.lock();
+        let place = (writer.node.clone(), writer.address.clone());
+        if let Some(known) = writers.get_mut(&place) {
+            *known = Writer { looks: known.looks + 1, ..writer };
+            return false;
+        }
+        if writers.len() < WRITERS_MAX {
+            writers.insert(place, writer);
+        }
+        true
+    }
+}
+
+/// Looks at the nodes for as long as the program runs.
+pub(super) async fn watch(context: &Context, every: Duration) {
+    if every.is_zero() {
+        return;
+    }
+    loop {
+        tokio::time::sleep(every).await;
+        if !context.table().routes().iter().any(|route| route.dual.is_some()) {
+            continue;
+        }
+        let map = context.slot_map.load_full();
+        let primaries = map.primaries().iter().map(|address| (Side::Cluster, scan::node(context, address)));
+        let mut found = Vec::new();
+        for (side, endpoint) in std::iter::once((Side::Standalone, context.standalone.clone())).chain(primaries) {
+            // A node that does not answer is nobody's to write to; the links say that it is down.
+            let list = tokio::time::timeout(endpoint.timeouts.reply, ask(&endpoint)).await.ok().flatten();
+            let is_moving = |db| side == Side::Cluster || context.table().databases().is_moving(db);
+            found.extend(list.iter().flat_map(|list| writers(list, side, &endpoint, every, is_moving)));
+        }
+        if found.is_empty() {
+            continue;
+        }
+        for writer in found {
+            let (store, node, address, name, command) = (
+                writer.store,
+                writer.node.clone(),
+                writer.address.clone(),
+                writer.name.clone(),
+                writer.command.clone(),
+            );
+            if context.bypass.note(writer) {
+                tracing::warn!(
+                    store,
+                    node,
+                    address,
+                    name,
+                    command,
+                    "somebody writes to a store around the proxy: every dual route is in doubt until it has stopped and a backfill has gone through"
+                );
+            }
+        }
+        context.adopter.doubt_all().await;
+    }
+}
+
+async fn ask(endpoint: &Endpoint) -> Option<String> {
+    let mut link = PrivateLink::connect(endpoint, Protocol::Resp2).await.ok()?;
+    let frame = link.call(b"*2\r\n$6\r\nCLIENT\r\n$4\r\nLIST\r\n").await.ok()?;
+    Some(String::from_utf8_lossy(reply::bulk(&frame)?).into_owned())
+}
+
+/// Those of a CLIENT LIST that have written since the last look.
+fn writers(
+    list: &str,
+    side: Side,
+    endpoint: &Endpoint,
+    every: Duration,
+    is_moving: impl Fn(u32) -> bool,
+) -> Vec<Writer> {
+    let last_seen = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let writer = |line: &str| {
+        let field = |wanted: &str| line.split(' ').find_map(|field| field.strip_prefix(wanted)?.strip_prefix('='));
+        let command = field("cmd")?;
+        let is_ours = field("name") == Some(CONNECTION_NAME);
+        // S: a replica, M: the primary of one, O: a monitor.
+        let is_server = field("flags")?.contains(['S', 'M', 'O']);
+        let is_elsewhere = !field("db")?.parse().is_ok_and(&is_moving);
+        // The server counts idle time in whole seconds.
+        let is_old = field("idle")?.parse::<u64>().ok()? > every.as_secs();
+        if is_ours || is_server || is_elsewhere || is_old || !may_write(command) {
+            return None;
+        }
+        Some(Writer {
+            store: if side == Side::Standalone { "standalone" } else { "cluster" },
+            node: endpoint.address.to_string(),
+            address: field("addr")?.to_string(),
+            name: field("name").unwrap_or_default().to_string(),
+            command: command.to_string(),
+            last_seen,
+            looks: 1,
+        })
+    };
+    list.lines().filter_map(writer).collect()
+}
+
+/// Whether a command, as CLIENT LIST calls it (`set`, `xgroup|create`), may change keys. What a transaction or a script did is
+/// not told.
+fn may_write(command: &str) -> bool {
+    let name = command.split('|').next().unwrap_or_default();
+    let Some(spec) = command::lookup(name.as_bytes()) else { return false };
+    let is_script =
+        spec.kind == Kind::Script && !matches!(spec.name, "SCRIPT" | "FUNCTION") && !spec.name.ends_with("_RO");
+    spec.access == Access::Write || is_script || spec.name == "EXEC"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Login, Timeouts};
+
+    #[test]
+    fn only_a_stranger_that_has_just_written_to_the_database_that_moves_is_a_writer() {
+        let second = Duration::from_secs(1);
+        let timeouts = Timeouts { connect: second, reply: second, patience: second };
+        let endpoint =
+            Endpoint { address: "10.0.0.1:6379".into(), tls: None, login: Login::default(), db: 2, timeouts };
+        let line = |name: &str, flags: &str, db: u32, idle: u32, command: &str| {
+            format!(
+                "id=7 addr=10.0.0.9:4711 laddr=10.0.0.1:6379 fd=8 name={name} age=60 idle={idle} flags={flags} db={db} sub=0 cmd={command} user=default redir=-1 resp=2\n"
+            )
+        };
+        let is_found = |line: String| writers(&line, Side::Standalone, &endpoint, Duration::from_secs(5), |db| db == 2);
+        let found = is_found(line("shop", "N", 2, 1, "hset"));
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            (found[0].address.as_str(), found[0].name.as_str(), found[0].command.as_str()),
+            ("10.0.0.9:4711", "shop", "hset")
+        );
+        for command in ["xgroup|create", "exec", "evalsha", "del", "restore"] {
+            assert_eq!(is_found(line("", "N", 2, 0, command)).len(), 1, "{command}");
+        }
+        for command in
+            ["get", "client|list", "info", "ping", "config|get", "eval_ro", "psync", "publish", "scan", "NULL"]
+        {
+            assert_eq!(is_found(line("", "N", 2, 0, command)), [], "{command}");
+        }
+        assert_eq!(is_found(line(CONNECTION_NAME, "N", 2, 0, "set")), [], "the proxy itself");
+        assert_eq!(is_found(line("", "S", 2, 0, "set")), [], "a replica");
+        assert_eq!(is_found(line("", "O", 2, 0, "set")), [], "a monitor");
+        assert_eq!(is_found(line("", "N", 0, 0, "set")), [], "another database does not move");
+        assert_eq!(is_found(line("", "N", 2, 60, "set")), [], "before the last look");
+    }
+}
