@@ -33,7 +33,7 @@ use crate::dual::adopt::{self, Adopter};
 use crate::dual::journal::Journal;
 use crate::dual::state::{Snapshot, StateFile};
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Audience, Copying, Message, Peers, Subscribing};
+use crate::dual::{Audience, Copying, Message, Peers, Shadowing, Subscribing};
 use crate::jobs::checkpoint::{JobFile, Record};
 use crate::jobs::{self, Jobs};
 use crate::metrics::{PANICS, Totals};
@@ -225,6 +225,7 @@ struct Program {
     workers: Vec<JoinHandle<std::io::Result<bool>>>,
     loss: Arc<Loss>,
     copying: Arc<Copying>,
+    shadowing: Arc<Shadowing>,
     bounds: Arc<Bounds>,
     users: Arc<ArcSwap<Users>>,
     clients: Arc<Clients>,
@@ -299,6 +300,8 @@ impl Program {
         let traffic = Arc::new(TrafficBook::default());
         let copying = Arc::new(Copying::default());
         set_copying(&copying, config.copying);
+        let shadowing = Arc::new(Shadowing::default());
+        shadowing.set(config.shadow_reads);
         let table = Arc::new(ArcSwap::from_pointee(table));
         let journal = Arc::new(journal);
         let (clients, scripts) = (Arc::new(Clients::default()), Arc::new(Scripts::default()));
@@ -322,6 +325,7 @@ impl Program {
                 serving: serving.clone(),
                 journal: journal.clone(),
                 copying: copying.clone(),
+                shadowing: shadowing.clone(),
                 totals: totals.clone(),
                 traffic: traffic.clone(),
                 clients: clients.clone(),
@@ -361,6 +365,7 @@ impl Program {
             totals: totals.clone(),
             traffic,
             copying: copying.clone(),
+            shadowing: shadowing.clone(),
             token: config.admin.token.clone(),
             config_path: path.to_path_buf(),
             started: Instant::now(),
@@ -375,6 +380,7 @@ impl Program {
             workers,
             loss,
             copying,
+            shadowing,
             bounds,
             users,
             clients,
@@ -478,6 +484,7 @@ impl Program {
         self.change_users(&config);
         self.adopter.set_flip_timeout(config.flip_timeout);
         set_copying(&self.copying, config.copying);
+        self.shadowing.set(config.shadow_reads);
         self.slow.set(&config.log);
         for setting in needs_restart(&self.config, &config) {
             tracing::warn!(setting, "changed in proxy.toml; it takes effect at the next start");

@@ -102,6 +102,18 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         "How often a look at the connections of a node found such a writer.",
         parts.jobs.bypass().sightings(),
     );
+    page.add(
+        "shadow_reads_total",
+        Kind::Counter,
+        "Reads of synced routes that were repeated on the follower and compared (routing.shadow_reads).",
+        parts.shadowing.compared(),
+    );
+    page.add(
+        "shadow_reads_differing_total",
+        Kind::Counter,
+        "Those of them that differed twice; their keys are copied again.",
+        parts.shadowing.differing(),
+    );
     let copies = parts.copying.copies();
     page.add("copied_keys_total", Kind::Counter, "Keys copied from store to store.", copies.keys);
     page.add("copied_bytes_total", Kind::Counter, "Bytes sent for copies.", copies.bytes);

@@ -19,9 +19,9 @@ use axum::middleware;
 use axum::routing::{get, post};
 
 use crate::audit::Audit;
-use crate::dual::Copying;
 use crate::dual::adopt::Adopter;
 use crate::dual::traffic::TrafficBook;
+use crate::dual::{Copying, Shadowing};
 use crate::jobs::Jobs;
 use crate::metrics::Totals;
 use crate::secret::Secret;
@@ -36,6 +36,7 @@ pub struct Parts {
     pub totals: Arc<Totals>,
     pub traffic: Arc<TrafficBook>,
     pub copying: Arc<Copying>,
+    pub shadowing: Arc<Shadowing>,
     pub audit: Arc<Audit>,
     /// Calls that change something must carry it, if it is set.
     pub token: Option<Secret>,

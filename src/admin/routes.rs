@@ -23,6 +23,9 @@ pub struct RouteView {
     pub coverage: Option<Coverage>,
     pub in_doubt: bool,
     pub open_divergence: u64,
+    /// Reads that were repeated on the follower since the phase began, and those of them that differed there twice.
+    pub shadow_reads: u64,
+    pub shadow_reads_differing: u64,
     /// By the last backfill that went through the route; none since the proxy was started.
     pub keys_copied: Option<u64>,
     /// Of the last seconds; estimated where there is much traffic.
@@ -117,6 +120,8 @@ fn view(route: &Route, rate: Rate, keys_copied: Option<u64>) -> RouteView {
         coverage: dual.map(|dual| dual.coverage()),
         in_doubt: dual.is_some_and(|dual| dual.is_in_doubt()),
         open_divergence: dual.map_or(0, |dual| dual.divergence()),
+        shadow_reads: dual.map_or(0, |dual| dual.shadows().0),
+        shadow_reads_differing: dual.map_or(0, |dual| dual.shadows().1),
         keys_copied,
         ops_per_second: (rate.per_second * 10.0).round() / 10.0,
         refusals: rate.refusals,

@@ -63,6 +63,17 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
     let main = standalone.urls.first().map_or(0, |url| url.db);
     let databases = Databases { main, prefixes: databases::prefixes(&file.databases, main, reporter, &mut findings) };
     let routing = RoutingSpec { databases, ..routing(&file, reporter, &mut findings) };
+    let shadow_reads = file.routing.shadow_reads.as_ref().map_or(0.0, |share| {
+        if !(0.0..=1.0).contains(share.get_ref()) {
+            let message = format!("`{}` is no share of all reads", share.get_ref());
+            findings.push(reporter.at(
+                share.span(),
+                message,
+                Some("from 0 (none) to 1 (all): 0.01 is one of a hundred".into()),
+            ));
+        }
+        *share.get_ref()
+    });
     let copying = Copying {
         is_by_type: one_of(file.copying.method.as_ref(), ["dump", "by-type"], reporter, &mut findings),
         large_key_bytes: file.copying.large_key_bytes.map_or(4 << 20, |size| size.as_u64()),
@@ -97,6 +108,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         routing,
         users,
         copying,
+        shadow_reads,
         bypass_look_every,
         state_directory: file.state.directory.unwrap_or_else(|| "cutover-state".into()),
         log,

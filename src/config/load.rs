@@ -118,6 +118,7 @@ pub(super) struct RoutingSection {
     pub ack: Option<Spanned<String>>,
     pub cluster_keys: Option<Spanned<String>>,
     pub flip_timeout: Option<Spanned<String>>,
+    pub shadow_reads: Option<Spanned<f64>>,
     #[serde(default)]
     pub force: Vec<String>,
 }

@@ -44,7 +44,7 @@ impl StoreUrl {
 }
 
 /// A whole configuration, checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub listen: Listen,
     pub admin: Admin,
@@ -61,6 +61,8 @@ pub struct Config {
     pub state_directory: PathBuf,
     pub log: Log,
     pub flip_timeout: Duration,
+    /// Of the reads of synced routes, how many are repeated on the follower and compared: from 0 to 1.
+    pub shadow_reads: f64,
 }
 
 /// `[listen]`.

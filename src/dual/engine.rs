@@ -28,6 +28,7 @@ use crate::dual::lane::{Lane, Mode, Order, Outcome, Work};
 use crate::dual::message::{Message, Peers, Way};
 use crate::dual::operation::{LaneOp, LaneReply, Standing};
 use crate::dual::probe::{Probes, Timing};
+use crate::dual::shadow::Shadowing;
 use crate::dual::slow_log::SlowLog;
 use crate::dual::subscriptions::SubscriptionLoad;
 use crate::dual::traffic::{Traffic, TrafficBook};
@@ -118,6 +119,11 @@ pub enum EngineWaiter {
         engine: Rc<Inner>,
         op: usize,
     },
+    /// A read that was repeated on the follower.
+    Shadowed {
+        engine: Rc<Inner>,
+        op: usize,
+    },
 }
 
 impl Waiter for EngineWaiter {
@@ -154,6 +160,7 @@ impl Waiter for EngineWaiter {
             Self::Asked { engine, op, question } => engine.asked(op, question, outcome),
             Self::Followed { engine, op } => engine.followed(op, outcome),
             Self::Checked { engine, op } => engine.checked(op, outcome),
+            Self::Shadowed { engine, op } => engine.shadowed(op, outcome),
         }
     }
 }
@@ -196,6 +203,8 @@ pub struct Inner {
     /// Keys of jobs that are not copied the plain way; no more than the jobs' own bounds of keys in flight.
     pub(super) ways: RefCell<HashMap<Key, Way>>,
     pub(super) copying: Arc<Copying>,
+    pub(super) shadowing: Arc<Shadowing>,
+    pub(super) shadow_told: Seldom,
     pub(super) remote: RefCell<Slab<(ReplyTo, Ticket)>>,
     pub(super) peers: Peers,
     pub(super) channels: Channels,
@@ -221,6 +230,7 @@ pub struct EngineParts {
     pub peers: Peers,
     pub journal: Arc<Journal>,
     pub copying: Arc<Copying>,
+    pub shadowing: Arc<Shadowing>,
     pub traffic: Arc<TrafficBook>,
     /// Whether the log of slow commands names keys.
     pub slow_keys: Arc<AtomicBool>,
@@ -246,6 +256,8 @@ impl Engine {
             dumps: RefCell::new(HashMap::new()),
             ways: RefCell::new(HashMap::new()),
             copying: parts.copying,
+            shadowing: parts.shadowing,
+            shadow_told: Seldom::default(),
             remote: RefCell::new(Slab::new()),
             peers: parts.peers,
             channels,

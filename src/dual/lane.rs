@@ -661,6 +661,18 @@ impl<O: Clone + PartialEq> Lane<O> {
         }
     }
 
+    /// Whether nothing is in flight or known to differ: of this key, or, diverged, of any.
+    pub fn is_quiet(&self, key: &Key) -> bool {
+        self.diverged_count == 0 && !self.entries.contains_key(key)
+    }
+
+    /// Takes a key for diverged that somebody found to differ. One that is busy is put right by whatever is in flight.
+    pub fn suspect(&mut self, key: &Key, orders: &mut Vec<Order<O>>) {
+        if !self.entries.contains_key(key) {
+            self.diverge(key, orders);
+        }
+    }
+
     /// The operation that holds the key, if one does.
     pub fn holder(&self, key: &Key) -> Option<O> {
         match &self.entries.get(key)?.stage {

@@ -21,6 +21,7 @@ mod pieces;
 mod presence;
 mod probe;
 mod push;
+mod shadow;
 mod slow_log;
 pub mod state;
 mod subscriptions;
@@ -34,4 +35,5 @@ pub use engine::{Caller, Engine, EngineParts, EngineWaiter, Load, ReplyPort, Rep
 pub use guard::Guard;
 pub use message::{Message, Peers, Way};
 pub use push::{Family, Push, Verb};
+pub use shadow::Shadowing;
 pub use subscriptions::{Asked, Ear, Membership};

@@ -12,6 +12,7 @@ use crate::dual::engine::{Caller, EngineWaiter, Inner, ReplyTo, refusal_of};
 use crate::dual::gate::Ticket;
 use crate::dual::lane::{AskForCopy, Lane, Mode, Order, Outcome, Work};
 use crate::dual::message::{Message, RemoteOp};
+use crate::dual::shadow::{self, Shadow};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::{self, Protocol};
 use crate::resp::request::Request;
@@ -106,6 +107,7 @@ pub struct LaneCommand {
     pub(super) first: usize,
     pub(super) form: Form,
     pub(super) protocol: Protocol,
+    pub(super) shadow: Shadow,
 }
 
 /// Who hears of the end of an operation.
@@ -154,7 +156,11 @@ impl Inner {
         to: LaneReply,
     ) {
         let outline = effect::outline(spec, &request);
-        let command = LaneCommand { request, spec, first, form: outline.form, protocol };
+        let is_synced = matches!(standing.mode, Mode::Mirror { synced: true } | Mode::Both { synced: true });
+        let is_shadowed =
+            outline.work == Work::Read && is_synced && self.shadowing.is_due() && shadow::likeness(spec).is_some();
+        let shadow = if is_shadowed { Shadow::First } else { Shadow::No };
+        let command = LaneCommand { request, spec, first, form: outline.form, protocol, shadow };
         self.enter_lane(standing, key, Some(command), outline.work, to);
     }
 
@@ -259,7 +265,10 @@ impl Inner {
             if !entry.holds_reply {
                 let to = std::mem::replace(&mut entry.to, LaneReply::Nobody);
                 entry.led = Some(match &outcome {
-                    Ok(reply) => Ok(kept(reply.bytes(), entry.follow)),
+                    Ok(reply) => {
+                        let is_shadowed = entry.command.as_ref().is_some_and(|command| command.shadow != Shadow::No);
+                        Ok(kept(reply.bytes(), entry.follow || is_shadowed))
+                    }
                     Err(error) => Err(error.clone()),
                 });
                 drop(ops);
@@ -316,6 +325,9 @@ impl Inner {
             (entry.follow, outcome, entry.in_lane)
         };
         let is_read = !in_lane && !follow && outcome != Outcome::Doubt;
+        if is_read && outcome == Outcome::Done && self.shadow(op) {
+            return;
+        }
         let is_effect = |order: &Order<usize>| matches!(order, Order::Follow { op: following } if *following == op);
         let goes_on = !is_read
             && self.with_lane(|lane, orders| {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,8 @@ pub struct DualState {
     /// stay in a dual phase knows nothing of this one.
     generations: Arc<AtomicU32>,
     brought_over_at: AtomicU32,
+    /// Reads that were repeated on the follower, and those that differed there.
+    shadows: [AtomicU64; 2],
 }
 
 impl DualState {
@@ -96,6 +98,7 @@ impl DualState {
             generation: AtomicU32::new(generations.fetch_add(1, Ordering::Relaxed) + 1),
             generations: generations.clone(),
             brought_over_at: AtomicU32::new(0),
+            shadows: Default::default(),
         }
     }
 
@@ -159,6 +162,17 @@ impl DualState {
     /// Counts keys in or out.
     pub fn add_divergence(&self, by: i64) {
         self.divergence.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// Counts a read that was repeated on the follower.
+    pub fn note_shadow(&self, differs: bool) {
+        self.shadows[0].fetch_add(1, Ordering::Relaxed);
+        self.shadows[1].fetch_add(u64::from(differs), Ordering::Relaxed);
+    }
+
+    /// Reads that were repeated on the follower since the phase began in this run, and those that differed there.
+    pub fn shadows(&self) -> (u64, u64) {
+        (self.shadows[0].load(Ordering::Relaxed), self.shadows[1].load(Ordering::Relaxed))
     }
 
     /// Another one when what was known of single keys counts no longer.

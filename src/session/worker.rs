@@ -16,7 +16,7 @@ use tokio::task::LocalSet;
 
 use crate::audit::Audit;
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Audience, Copying, Engine, EngineParts, Load, Message, Peers, Subscribing};
+use crate::dual::{Audience, Copying, Engine, EngineParts, Load, Message, Peers, Shadowing, Subscribing};
 use crate::keep::keep;
 use crate::metrics::Totals;
 use crate::routing::{Side, Table};
@@ -54,6 +54,7 @@ pub struct WorkerParts {
     pub serving: Arc<AtomicUsize>,
     pub journal: Arc<crate::dual::journal::Journal>,
     pub copying: Arc<Copying>,
+    pub shadowing: Arc<Shadowing>,
     pub totals: Arc<Totals>,
     pub traffic: Arc<TrafficBook>,
     pub clients: Arc<Clients>,
@@ -94,6 +95,7 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         peers: parts.peers,
         journal: parts.journal,
         copying: parts.copying,
+        shadowing: parts.shadowing,
         traffic: parts.traffic,
         slow_keys: parts.slow_keys,
         subscribing: parts.subscribing,

@@ -25,6 +25,7 @@ mod moves;
 mod operator;
 mod ordeals;
 mod protocol;
+mod shadow;
 mod subscribers;
 mod succession;
 mod tagged;
