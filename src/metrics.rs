@@ -55,8 +55,9 @@ pub struct StoreTotals {
 /// Why the proxy answered with an error of its own. `request`: the request itself was wrong (unknown command, wrong number
 /// of arguments, no password); `denied`: a wrong password, or a user that may not do it; `no_link_free`: private_links are all
 /// taken, or the server's maxclients.
-pub const REASONS: [&str; 7] =
-    ["crossslot", "not_supported", "store_down", "unknown_outcome", "request", "denied", "no_link_free"];
+/// `limited`: more than the route may ask for.
+pub const REASONS: [&str; 8] =
+    ["crossslot", "not_supported", "store_down", "unknown_outcome", "request", "denied", "no_link_free", "limited"];
 
 /// Reads a total.
 pub fn get(total: &AtomicU64) -> u64 {

@@ -296,6 +296,7 @@ impl Program {
         let sockets = listeners.all().context("keep the sockets for a successor")?;
         let spread = listeners::spread(listeners.clients, count).context("share the sockets among the workers")?;
         let bounds = Arc::new(Bounds::new(&limits(config)));
+        bounds.set_shares(reach::shares(config));
         let users = Arc::new(ArcSwap::from_pointee(reach::users(config)));
         let traffic = Arc::new(TrafficBook::default());
         let copying = Arc::new(Copying::default());
@@ -481,6 +482,7 @@ impl Program {
             tracing::warn!(%error, "the new log level cannot be set; it stays as it was until the next start");
         }
         self.bounds.set(&limits(&config));
+        self.bounds.set_shares(reach::shares(&config));
         self.change_users(&config);
         self.adopter.set_flip_timeout(config.flip_timeout);
         set_copying(&self.copying, config.copying);

@@ -90,6 +90,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         ));
     }
     let users = users::users(&file, reporter, &mut findings);
+    let limits = users::limits(&file, reporter, &mut findings);
     users::protection(&file, reporter, &mut findings);
     let flip_timeout = duration(&file.routing.flip_timeout, Duration::from_secs(5), reporter, &mut findings);
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -110,6 +111,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         copying,
         shadow_reads,
         bypass_look_every,
+        limits,
         state_directory: file.state.directory.unwrap_or_else(|| "cutover-state".into()),
         log,
         flip_timeout,

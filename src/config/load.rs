@@ -38,6 +38,8 @@ pub(super) struct File {
     #[serde(default)]
     pub bypass: BypassSection,
     #[serde(default)]
+    pub limits: BTreeMap<Spanned<String>, LimitTable>,
+    #[serde(default)]
     pub state: StateSection,
     #[serde(default)]
     pub log: LogSection,
@@ -129,6 +131,13 @@ pub(super) struct UserTable {
     pub password_sha256: Spanned<Secret>,
     pub commands: Option<Spanned<Vec<String>>>,
     pub routes: Option<Vec<Spanned<String>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LimitTable {
+    pub requests_per_second: Option<u64>,
+    pub bytes_per_second: Option<ByteSize>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::command::permitted::Permitted;
-use crate::routing::{RoutingSpec, Scope};
+use crate::routing::{RouteName, RoutingSpec, Scope};
 use crate::secret::{Digest, Secret};
 
 pub use load::{load, parse};
@@ -57,6 +57,7 @@ pub struct Config {
     pub copying: Copying,
     /// Between two looks for writers that go around the proxy; zero: never.
     pub bypass_look_every: Duration,
+    pub limits: Vec<RouteLimit>,
     /// Where the state file and the journal stand.
     pub state_directory: PathBuf,
     pub log: Log,
@@ -123,6 +124,16 @@ pub struct StoreTls {
     pub is_unverified: bool,
     /// What the certificate is for, where that is not the host of the URL.
     pub server_name: Option<String>,
+}
+
+/// A line of `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteLimit {
+    /// `None`: each provider without a line of its own.
+    pub route: Option<RouteName>,
+    /// 0: no limit.
+    pub requests_per_second: u64,
+    pub bytes_per_second: u64,
 }
 
 /// A line of `[users]`.

@@ -1,4 +1,4 @@
-//! Who may come in: `[users]`, and addresses that anybody can reach.
+//! Who may come in and how much each may ask for: `[users]`, `[limits]`, and addresses that anybody can reach.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use toml::Spanned;
 
 use crate::command::permitted::Permitted;
-use crate::config::User;
 use crate::config::load::{File, UserTable};
 use crate::config::report::{Finding, Reporter, nearest};
+use crate::config::{RouteLimit, User};
 use crate::routing::{RouteName, Scope};
 use crate::secret::{Digest, Secret};
 
@@ -82,6 +82,50 @@ fn scope(
         });
     }
     Scope(names)
+}
+
+/// Reads `[limits]`: ids, prefixes, `other_keys`, and `providers` for each that has no line of its own.
+pub(super) fn limits(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) -> Vec<RouteLimit> {
+    let mut limits = Vec::new();
+    for (name, table) in &file.limits {
+        match limited(name.get_ref(), &file.prefixes) {
+            Ok(route) => limits.push(RouteLimit {
+                route,
+                requests_per_second: table.requests_per_second.unwrap_or(0),
+                bytes_per_second: table.bytes_per_second.map_or(0, |size| size.as_u64()),
+            }),
+            Err((message, help)) => findings.push(reporter.at(name.span(), message, Some(help))),
+        }
+    }
+    limits
+}
+
+/// The route that a line of `[limits]` names, or what is wrong with it and the remedy.
+fn limited(
+    text: &str,
+    prefixes: &BTreeMap<Spanned<String>, Spanned<String>>,
+) -> Result<Option<RouteName>, (&'static str, String)> {
+    let prefixes = || prefixes.keys().map(|prefix| prefix.get_ref().as_str());
+    match text {
+        "providers" => Ok(None),
+        "other_keys" => Ok(Some(RouteName::OtherKeys)),
+        _ if prefixes().any(|prefix| prefix == text) => Ok(Some(RouteName::Prefix(text.into()))),
+        "new_providers" => {
+            Err(("these are not limited together", "`providers` limits each that has no line here".into()))
+        }
+        _ if text.contains("..") => {
+            let help = "name an id, a prefix, `other_keys`, or `providers` for each that has no line here";
+            Err(("a range has no limit of its own", help.into()))
+        }
+        _ if text.contains(':') => Err((
+            "this is no id, for that ends at a `:`, and no line under [prefixes]",
+            match nearest(text, prefixes()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "name the prefix under [prefixes]; it may stay in the phase that it has".into(),
+            },
+        )),
+        id => Ok(Some(RouteName::Provider(id.into()))),
+    }
 }
 
 /// An address that others than this machine reach needs a password, unless it is said that it needs none.

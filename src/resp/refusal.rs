@@ -30,6 +30,8 @@ pub enum Refusal {
     /// A wrong password, or something that the user may not do; with its own first word.
     #[error("{0}")]
     Denied(String),
+    #[error("ERR cutover: more {what} a second than this route may ask for; '{command}' did not run, try again later")]
+    Limited { command: String, what: &'static str },
     #[error("ERR {0}")]
     Text(String),
     /// An error with its own first word.

@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 
-use crate::config::{self, Config, StoreUrl};
+use crate::config::{self, Config, RouteLimit, StoreUrl};
 use crate::metrics::Totals;
 use crate::secret::Digest;
+use crate::session::shares::{Limit, Shares};
 use crate::session::users::{self, Rights, User, Users};
 use crate::store::link::Endpoint;
 use crate::store::{Login, StoresConfig, Timeouts};
@@ -107,4 +108,15 @@ pub(super) fn users(config: &Config) -> Users {
     let default = User { name: users::DEFAULT.into(), password, rights: None };
     let has_default = config.users.is_empty() || config.listen.password.is_some();
     Users::new(named.chain(has_default.then_some(default)))
+}
+
+/// What each route may ask for.
+pub(super) fn shares(config: &Config) -> Shares {
+    let limit = |line: &RouteLimit| Limit {
+        requests_per_second: line.requests_per_second,
+        bytes_per_second: line.bytes_per_second,
+    };
+    let named = config.limits.iter().filter_map(|line| Some((line.route.clone()?, limit(line))));
+    let each = config.limits.iter().find(|line| line.route.is_none()).map(limit).unwrap_or_default();
+    Shares::new(named, each)
 }

@@ -1,10 +1,14 @@
 //! The bounds of clients, which a running proxy changes when its configuration does. Shared by the workers; each value
 //! stands for itself, so relaxed ordering is enough, and reading one costs what reading any other field does.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+
 use crate::resp::limits::Limits;
+use crate::session::shares::Shares;
 
 /// As the configuration says them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub struct Bounds {
     pending_reply_bytes_max: AtomicUsize,
     idle_seconds: AtomicU64,
     drain_ms: AtomicU64,
+    has_shares: AtomicBool,
+    shares: ArcSwapOption<Shares>,
 }
 
 impl Bounds {
@@ -58,6 +64,19 @@ impl Bounds {
     #[inline]
     pub fn pending_reply_bytes_max(&self) -> usize {
         self.pending_reply_bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// What routes may ask for from now on.
+    pub fn set_shares(&self, shares: Shares) {
+        let is_set = shares.is_set();
+        self.shares.store(Some(Arc::new(shares)));
+        self.has_shares.store(is_set, Ordering::Relaxed);
+    }
+
+    /// `None`, at the cost of a look, where no route is limited.
+    #[inline]
+    pub fn shares(&self) -> Option<Arc<Shares>> {
+        if self.has_shares.load(Ordering::Relaxed) { self.shares.load_full() } else { None }
     }
 
     /// In whole seconds, the shortest being one; 0: never.

@@ -15,6 +15,7 @@ mod refused;
 mod replies;
 mod scripts;
 mod session;
+pub mod shares;
 mod split;
 mod transaction;
 pub mod users;

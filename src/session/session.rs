@@ -237,6 +237,15 @@ impl Session {
                 return Flow::Continue;
             }
         }
+        if let Some(shares) = self.shared.bounds.shares()
+            && let Some(keys) = command::keys_of(spec, &request)
+            && let keys = keys.iter().map(|index| request.arg(*index))
+            && let Err(what) = shares.take(&self.shared.engine.table(), keys, request.bytes().len())
+        {
+            self.transaction.spoil();
+            self.refuse(Refusal::Limited { command: spec.name.to_lowercase(), what });
+            return Flow::Continue;
+        }
         self.note(command::place(spec));
         if self.subscriber.is_some() && spec.kind != Kind::PubSub && self.is_answered_by_mode(&request, spec) {
             return Flow::Continue;

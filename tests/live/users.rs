@@ -223,3 +223,48 @@ fn an_address_that_others_reach_needs_a_password_unless_it_is_said_that_it_needs
     assert!(check(&format!("{open}\npassword = \"p\""), &format!("{admin}\ntoken = \"t\"")));
     assert!(!check("password = \"\"", ""), "an empty password is none");
 }
+
+#[test]
+fn a_provider_that_asks_for_more_than_its_share_is_refused_and_others_are_not() {
+    let limits = "[limits]\n\"80\" = { requests_per_second = 5 }\n";
+    let mut proxy = Settings { routing: limits.into(), ..with_users("") }.start().ready();
+    let mut client = Raw::to(proxy.port);
+    let mut refused_of = |provider: u32| {
+        client.send(format!("GET provider:{provider}:none\r\n").repeat(50).as_bytes());
+        let mut refused = 0;
+        for _ in 0..50 {
+            let mut line = Vec::new();
+            while !line.ends_with(b"\r\n") {
+                let mut byte = [0];
+                std::io::Read::read_exact(&mut client.0, &mut byte).expect("an answer");
+                line.push(byte[0]);
+            }
+            match line.as_slice() {
+                b"$-1\r\n" => {}
+                b"-ERR cutover: more requests a second than this route may ask for; 'get' did not run, try again later\r\n" => {
+                    refused += 1;
+                }
+                other => panic!("{}", other.escape_ascii()),
+            }
+        }
+        refused
+    };
+    // Five are let through at once, and one more each fifth of a second that the rest takes.
+    let refused = refused_of(80);
+    assert!((25..=45).contains(&refused), "{refused}");
+    assert_eq!(refused_of(81), 0);
+    let counted = format!("cutover_refused_requests_total{{reason=\"limited\"}} {refused}\n");
+    eventually("the refused are counted", || proxy.http("/metrics").1.contains(&counted));
+
+    // Nothing of a transaction runs when one of its commands was too much, nor does a command for one that has enough.
+    let mut other = Raw::to(proxy.port);
+    other.send("GET provider:80:none\r\n".repeat(10).as_bytes());
+    other.send(b"MULTI\r\nSET provider:81:a 1\r\nSET provider:80:a 1\r\nEXEC\r\nMSET provider:81:a 1 provider:80:a 1\r\nQUIT\r\n");
+    let answers = other.rest();
+    assert!(answers.contains("'set' did not run") && answers.contains("-EXECABORT"), "{answers}");
+    assert!(answers.contains("'mset' did not run"), "{answers}");
+    assert_eq!(run(&mut proxy.connect(), "EXISTS provider:81:a"), redis::Value::Int(0));
+
+    proxy.edit(|settings| Settings { routing: String::new(), ..settings });
+    eventually("the limit is gone", || refused_of(80) == 0);
+}
