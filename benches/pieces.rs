@@ -158,6 +158,7 @@ fn spec(providers: usize) -> RoutingSpec {
         prefixes: vec![("asgi:".into(), Phase::Standalone)],
         providers: (0..providers).map(|id| (id.to_string(), phase(id))).collect(),
         ranges: vec![(2_000_000, 2_999_999, Phase::DualStandalone)],
+        share: Vec::new(),
         force: Vec::new(),
     }
 }

@@ -12,7 +12,7 @@ use crate::routing::{Coverage, Phase, Route, RouteName, Table};
 /// One route, as shown.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RouteView {
-    /// A provider's id, a range, a prefix, `new_providers` or `other_keys`.
+    /// A provider's id, a range, a prefix, a part of the share (`share_0`), `new_providers` or `other_keys`.
     pub id: String,
     pub kind: &'static str,
     pub phase: Phase,
@@ -111,6 +111,7 @@ fn view(route: &Route, rate: Rate, keys_copied: Option<u64>) -> RouteView {
             RouteName::Provider(_) => "provider",
             RouteName::Range(..) => "range",
             RouteName::Prefix(_) => "prefix",
+            RouteName::Share(_) => "share",
             RouteName::NewProviders | RouteName::OtherKeys => "default",
         },
         phase: route.phase,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use crate::config::Config;
-use crate::routing::Table;
+use crate::routing::{Phase, RouteName, Table};
 
 /// What happens with a route that has no line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum Missing {
     GetsLine,
     /// Only lines that are there can be meant.
     IsRefused,
+    /// It is only looked at, by the line that covers it.
+    IsCovered,
 }
 
 /// Why words name no lines.
@@ -33,6 +35,10 @@ pub enum Unselected {
         "`{word}` covers lines of proxy.toml and ids without one; ranges cannot overlap, so name the lines: {lines}"
     )]
     NeedsNames { word: String, lines: String },
+    #[error(
+        "the share has no line under [providers]; change `share` under [routing] in proxy.toml, one phase at a time, as in {{ dual-standalone = 10 }}"
+    )]
+    IsShare,
 }
 
 /// The lines that `words` name, each once, in their order. A range that is no line itself stands for all lines in it.
@@ -44,9 +50,13 @@ pub fn select(config: &Config, words: &[String], missing: Missing) -> Result<Vec
     let mut found: Vec<String> = Vec::new();
     let mut known = BTreeSet::new();
     for word in words {
-        let named = match lines.contains(word.as_str()) {
-            true => vec![word.clone()],
-            false => lines_of(config, word, missing)?,
+        let parts = parts_of(config, word);
+        let named = match (lines.contains(word.as_str()), parts.is_empty(), missing) {
+            (true, ..) => vec![word.clone()],
+            (false, true, _) => lines_of(config, word, missing)?,
+            (false, false, Missing::IsRefused) => walked(parts).into_iter().map(|(name, _)| name).collect(),
+            (false, false, Missing::IsCovered) => parts.into_iter().map(|(name, _)| name).collect(),
+            (false, false, Missing::GetsLine) => return Err(Unselected::IsShare),
         };
         for line in named {
             if known.insert(line.clone()) {
@@ -55,6 +65,21 @@ pub fn select(config: &Config, words: &[String], missing: Missing) -> Result<Vec
         }
     }
     Ok(found)
+}
+
+/// `share` stands for all parts that have a phase of their own; one of them is called as the API shows it.
+fn parts_of(config: &Config, word: &str) -> Vec<(String, Phase)> {
+    if !word.starts_with("share") {
+        return Vec::new();
+    }
+    let names = config.routing.share.iter().map(|(part, phase)| (RouteName::Share(*part).to_string(), *phase));
+    names.filter(|(name, _)| word == "share" || word == name).collect()
+}
+
+/// Those of them that have two stores to be walked; where there are none, the proxy says why it walks none.
+fn walked(parts: Vec<(String, Phase)>) -> Vec<(String, Phase)> {
+    let (dual, single): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(_, phase)| phase.is_dual());
+    if dual.is_empty() { single } else { dual }
 }
 
 /// Those of a word that is no line itself.
@@ -68,7 +93,7 @@ fn lines_of(config: &Config, word: &str, missing: Missing) -> Result<Vec<String>
             return select(config, &words, missing);
         }
         return match missing {
-            Missing::GetsLine => Ok(vec![own()]),
+            Missing::GetsLine | Missing::IsCovered => Ok(vec![own()]),
             Missing::IsRefused => {
                 let line = Table::build(routing, 1, None).provider_route(word.as_bytes()).name.to_string();
                 Err(Unselected::NoLine { word: own(), line })
@@ -105,11 +130,11 @@ fn lines_of(config: &Config, word: &str, missing: Missing) -> Result<Vec<String>
         (_, true) => {}
         (Missing::IsRefused, _) if lines.is_empty() => return Err(Unselected::NoneWithin { word: own() }),
         (Missing::IsRefused, _) => {}
-        (Missing::GetsLine, _) if has_ranges => {
+        (Missing::GetsLine | Missing::IsCovered, _) if has_ranges => {
             return Err(Unselected::NeedsNames { word: own(), lines: lines.join(" ") });
         }
         // Ids without a line get a common one; those that have one keep it and go along.
-        (Missing::GetsLine, _) => lines.push(own()),
+        (Missing::GetsLine | Missing::IsCovered, _) => lines.push(own()),
     }
     Ok(lines)
 }
@@ -137,6 +162,18 @@ mod tests {
     fn selected(config: &Config, words: &[&str], missing: Missing) -> Result<Vec<String>, String> {
         let words: Vec<String> = words.iter().map(ToString::to_string).collect();
         select(config, &words, missing).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_share_is_walked_as_a_whole_and_moved_in_the_file_only() {
+        use Missing::{GetsLine, IsCovered, IsRefused};
+        let config = config("share = { cluster = 1, dual-standalone = 2 }\n");
+        let walked = |words: &[&str]| selected(&config, words, IsRefused);
+        assert_eq!(walked(&["share"]).unwrap(), ["share_1", "share_2"], "the first part has one store only");
+        assert_eq!(walked(&["share_1"]).unwrap(), ["share_1"]);
+        assert_eq!(selected(&config, &["9,share"], IsCovered).unwrap(), ["9", "share_0", "share_1", "share_2"]);
+        assert!(selected(&config, &["share"], GetsLine).unwrap_err().contains("[routing]"));
+        assert!(walked(&["share_7"]).unwrap_err().contains("no line"));
     }
 
     #[test]

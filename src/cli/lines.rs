@@ -21,7 +21,8 @@ pub struct Everyone {
 /// Walks both stores, gently, for providers that no line names.
 pub fn everyone(config: &Config, as_json: bool) -> anyhow::Result<Everyone> {
     let table = Table::build(&config.routing, 1, None);
-    let is_unnamed = |id: &str| table.provider_route(id.as_bytes()).name == RouteName::NewProviders;
+    let is_unnamed =
+        |id: &str| matches!(table.provider_route(id.as_bytes()).name, RouteName::NewProviders | RouteName::Share(_));
     let mut unnamed = BTreeSet::new();
     let mut unusable = BTreeSet::new();
     for id in in_stores(config, &table, as_json)? {

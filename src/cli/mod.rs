@@ -259,7 +259,7 @@ struct Prepare {
 
 #[derive(Debug, Args)]
 struct Status {
-    /// Providers, ranges or prefixes; everything that the table names if none is given.
+    /// Providers, ranges, prefixes, or share; everything that the table names if none is given.
     #[arg(value_name = "ROUTE")]
     routes: Vec<String>,
     /// Every provider that the table or the stores know; both stores are searched first.
@@ -301,7 +301,7 @@ struct Move {
 
 #[derive(Debug, Args)]
 struct Walk {
-    /// Providers, ranges or prefixes, as the configuration names them.
+    /// Providers, ranges, prefixes, as the configuration names them, or share.
     #[arg(value_name = "ROUTE", required_unless_present = "all")]
     routes: Vec<String>,
     /// Every route that is in a dual phase, and so every provider whose keys can be on both stores, named or not.

@@ -21,8 +21,12 @@ pub fn run(config: &Config, path: &Path, asked: &Rollback, as_json: bool) -> any
     let client = ApiClient::new(config);
     let facts = Facts::of_adopted_file(&client)?;
     let routes = match asked.all {
-        // Who has no line goes by `new_providers`. Where that is `standalone`, nobody needs to be searched for.
-        true if facts.phase(config, "new_providers") == Some(Phase::Standalone) => lines::providers(config),
+        // Who has no line goes by `new_providers` or `share`. Where that is `standalone`, nobody needs to be searched for.
+        true if facts.phase(config, "new_providers") == Some(Phase::Standalone)
+            && config.routing.share.iter().all(|(_, phase)| *phase == Phase::Standalone) =>
+        {
+            lines::providers(config)
+        }
         // Else whoever is to go back gets a line.
         true => {
             let everyone = lines::everyone(config, as_json)?;

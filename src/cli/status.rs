@@ -11,7 +11,7 @@ use crate::cli::lines;
 use crate::cli::output::{print_table, say};
 use crate::cli::{DONE, Status};
 use crate::config::Config;
-use crate::routing::Table;
+use crate::routing::{SHARES, Table};
 
 /// Shows the routes once, or again each second.
 pub fn run(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<u8> {
@@ -52,7 +52,7 @@ fn select(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<Opti
     }
     match asked.routes.is_empty() {
         true => Ok(None),
-        false => Ok(Some(change::select(config, &asked.routes, Missing::GetsLine)?)),
+        false => Ok(Some(change::select(config, &asked.routes, Missing::IsCovered)?)),
     }
 }
 
@@ -116,7 +116,39 @@ fn print(table: &Value, routes: &[Value]) {
         say!("the newest proxy.toml is refused, the running table stays: {reason}");
     }
     let heads = ["ROUTE", "PHASE", "LEADER", "COPIED", "SYNCED", "DIVERGENCE", "OPS/S"];
-    print_table(heads, routes.iter().map(cells));
+    print_table(heads, gathered(routes).iter().map(cells));
+}
+
+/// The parts of the share that are in one phase are one row for a person.
+fn gathered(routes: &[Value]) -> Vec<Value> {
+    let mut rows: Vec<Value> = Vec::with_capacity(routes.len());
+    // By phase: the row, and how many parts it stands for.
+    let mut shares: Vec<(&Value, usize, u32)> = Vec::new();
+    for route in routes {
+        let known = shares.iter_mut().find(|(phase, ..)| route["kind"] == "share" && **phase == route["phase"]);
+        let Some((_, at, parts)) = known else {
+            if route["kind"] == "share" {
+                shares.push((&route["phase"], rows.len(), 1));
+            }
+            rows.push(route.clone());
+            continue;
+        };
+        *parts += 1;
+        rows[*at]["id"] = json!(format!("share ({parts} of {SHARES})"));
+        add(&mut rows[*at], route);
+    }
+    rows
+}
+
+fn add(row: &mut Value, route: &Value) {
+    for key in ["keys_copied", "open_divergence", "ops_per_second"] {
+        row[key] = match (row[key].as_f64(), route[key].as_f64()) {
+            (Some(one), Some(other)) => json!(((one + other) * 10.0).round() / 10.0),
+            (one, other) => json!(one.or(other)),
+        };
+    }
+    row["synced"] = json!(row["synced"] == true && route["synced"] == true);
+    row["in_doubt"] = json!(row["in_doubt"] == true || route["in_doubt"] == true);
 }
 
 fn cells(route: &Value) -> [String; 7] {
@@ -141,4 +173,36 @@ fn cells(route: &Value) -> [String; 7] {
         number("open_divergence"),
         number("ops_per_second"),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_the_share_in_one_phase_are_one_row_that_is_as_good_as_the_worst_of_them() {
+        let part = |id: &str, phase: &str, synced: bool, copied: Option<u32>| {
+            json!({ "id": id, "kind": "share", "phase": phase, "leader": "standalone", "follower": "cluster", "synced": synced,
+                "in_doubt": false, "open_divergence": 2, "keys_copied": copied, "ops_per_second": 0.5 })
+        };
+        let mut other = part("42", "dual-standalone", true, None);
+        other["kind"] = json!("provider");
+        let routes = [
+            part("share_0", "dual-cluster", true, None),
+            part("share_1", "dual-standalone", true, Some(3)),
+            part("share_2", "dual-standalone", false, None),
+            part("share_3", "dual-standalone", true, Some(4)),
+            other,
+        ];
+        let shown: Vec<[String; 7]> = gathered(&routes).iter().map(cells).collect();
+        let row = |cells: [&str; 7]| cells.map(str::to_string);
+        assert_eq!(
+            shown,
+            [
+                row(["share_0", "dual-cluster", "standalone", "-", "yes", "2", "0.5"]),
+                row(["share (3 of 100)", "dual-standalone", "standalone", "7", "no", "6", "1.5"]),
+                row(["42", "dual-standalone", "standalone", "-", "yes", "2", "0.5"]),
+            ]
+        );
+    }
 }

@@ -9,7 +9,7 @@ use toml::Spanned;
 use crate::config::load::{File, StoreLimits, StoreTlsTable, duration, store};
 use crate::config::report::{Finding, Report, Reporter, nearest};
 use crate::config::{Config, Copying, Store, StoreTls, StoreUrl, databases, users};
-use crate::routing::{Ack, ClusterKeys, Databases, Pattern, Patterns, Phase, RoutingSpec};
+use crate::routing::{Ack, ClusterKeys, Databases, Pattern, Patterns, Phase, RoutingSpec, SHARES};
 use crate::secret::Secret;
 
 /// Judges a parsed file.
@@ -81,6 +81,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
     };
     let needs_cluster =
         routing.providers.iter().map(|(_, phase)| *phase).chain(routing.ranges.iter().map(|range| range.2));
+    let needs_cluster = needs_cluster.chain(routing.share.iter().map(|(_, phase)| *phase));
     let defaults = [routing.new_providers, routing.other_keys, routing.pubsub];
     let mut all = needs_cluster.chain(routing.prefixes.iter().map(|(_, phase)| *phase)).chain(defaults);
     if cluster.is_none() && all.any(|phase| phase != Phase::Standalone) {
@@ -198,6 +199,8 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
     };
     let (new_providers, other_keys) = (phase(section.new_providers.as_ref()), phase(section.other_keys.as_ref()));
     let pubsub = phase(section.pubsub.as_ref());
+    let shares = section.share.iter().flatten();
+    let shares: Vec<_> = shares.map(|(text, percent)| (phase(Some(text)), *percent.get_ref())).collect();
     let prefixes = file.prefixes.iter().map(|(prefix, text)| (prefix.get_ref().clone(), phase(Some(text)))).collect();
     let (mut providers, mut ranges) = (Vec::new(), Vec::new());
     let mut spans: Vec<(u64, u64, std::ops::Range<usize>)> = Vec::new();
@@ -231,6 +234,13 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
     if section.pubsub.is_some() && pubsub.is_dual() {
         findings.push(reporter.whole("pubsub lives on one store: standalone or cluster", None));
     }
+    let sum: u32 = shares.iter().map(|(_, percent)| u32::from(*percent)).sum();
+    if let Some((_, last)) = section.share.iter().flatten().last()
+        && sum > u32::from(SHARES)
+    {
+        let help = "new_providers says what the rest does".to_string();
+        findings.push(reporter.at(last.span(), format!("the shares are {sum} of 100 providers"), Some(help)));
+    }
     let is_both = one_of(section.ack.as_ref(), ["leader", "both"], reporter, findings);
     let is_tagged = one_of(section.cluster_keys.as_ref(), ["same", "tagged"], reporter, findings);
     RoutingSpec {
@@ -244,8 +254,23 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
         prefixes,
         providers,
         ranges,
+        share: parts(shares, new_providers),
         force: section.force.clone(),
     }
+}
+
+/// The parts that are set apart, each with its phase. The furthest phase has the first ones, and those that go by
+/// `new_providers` stand in its place: so whoever goes further with a share that grows, or back with one that shrinks, was in
+/// the phase beside it, and `new_providers` may take the place of a share that has become all.
+fn parts(mut shares: Vec<(Phase, u8)>, new_providers: Phase) -> Vec<(u8, Phase)> {
+    let set_apart: u8 = shares.iter().fold(0, |sum, (_, percent)| sum.saturating_add(*percent));
+    shares.sort_by_key(|(phase, _)| std::cmp::Reverse(*phase));
+    let further = shares.partition_point(|(phase, _)| *phase > new_providers);
+    let further = shares[..further].iter().fold(0u8, |sum, (_, percent)| sum.saturating_add(*percent)).min(SHARES);
+    let rest = SHARES.saturating_sub(set_apart);
+    let places = (0..further).chain(further.saturating_add(rest)..SHARES);
+    let phases = shares.into_iter().flat_map(|(phase, percent)| std::iter::repeat_n(phase, usize::from(percent)));
+    places.zip(phases).collect()
 }
 
 /// Whether the second word was written; the first is the default.
@@ -325,5 +350,46 @@ mod tests {
                 assert!(!report.to_string().is_empty());
             }
         });
+    }
+
+    #[test]
+    fn a_share_that_goes_on_step_by_step_flips_neighbours_only_to_the_end_and_back() {
+        use Phase::{Cluster, DualCluster, DualStandalone, Standalone};
+        let steps: [(&[(Phase, u8)], Phase); 12] = [
+            (&[], Standalone),
+            (&[(DualStandalone, 10)], Standalone),
+            (&[(DualCluster, 10)], Standalone),
+            (&[(Cluster, 10)], Standalone),
+            (&[(DualStandalone, 20), (Cluster, 10)], Standalone),
+            (&[(DualCluster, 20), (Cluster, 10)], Standalone),
+            (&[(Cluster, 30)], Standalone),
+            (&[(Standalone, 70)], Cluster),
+            (&[(DualStandalone, 70)], Cluster),
+            (&[(DualCluster, 70)], Cluster),
+            (&[(Cluster, 100)], Standalone),
+            (&[], Cluster),
+        ];
+        let phases = |(shares, new_providers): (&[(Phase, u8)], Phase)| {
+            let mut phases = [new_providers; SHARES as usize];
+            parts(shares.to_vec(), new_providers)
+                .into_iter()
+                .for_each(|(part, phase)| phases[usize::from(part)] = phase);
+            phases
+        };
+        let flips: Vec<usize> = steps
+            .windows(2)
+            .map(|pair| {
+                let (old, new) = (phases(pair[0]), phases(pair[1]));
+                let changed: Vec<_> = old.iter().zip(&new).filter(|(old, new)| old != new).collect();
+                assert!(changed.iter().all(|(old, new)| old.is_neighbour(**new)), "{pair:?}");
+                changed.len()
+            })
+            .collect();
+        assert_eq!(flips, [10, 10, 10, 20, 20, 20, 0, 70, 70, 70, 0]);
+        assert_eq!(
+            parts(vec![(Cluster, 255), (DualCluster, 255)], Standalone).len(),
+            100,
+            "it is refused, and no panic"
+        );
     }
 }

@@ -115,6 +115,7 @@ pub(super) struct StoreTlsTable {
 pub(super) struct RoutingSection {
     pub keys: Vec<Spanned<String>>,
     pub new_providers: Option<Spanned<String>>,
+    pub share: Option<BTreeMap<Spanned<String>, Spanned<u8>>>,
     pub other_keys: Option<Spanned<String>>,
     pub pubsub: Option<Spanned<String>>,
     pub ack: Option<Spanned<String>>,

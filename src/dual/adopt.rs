@@ -15,7 +15,7 @@ use crate::dual::history::History;
 use crate::dual::install::{Adoption, Stage, Step, Which};
 use crate::dual::message::{Message, Peers};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
-use crate::routing::flip::{self, Closing, Flip, RouteFacts};
+use crate::routing::flip::{self, Closing, Flip, RefusedFlip, RouteFacts};
 use crate::routing::{ClusterKeys, Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
 use crate::store::Loss;
 
@@ -416,7 +416,13 @@ pub fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
 /// The table that a state file remembers, with what was known of its dual routes. What is not remembered, because nothing
 /// depends on it, is taken from `spec`.
 pub fn remembered(snapshot: &Snapshot, spec: &RoutingSpec) -> Table {
-    let mut old = RoutingSpec { prefixes: Vec::new(), providers: Vec::new(), ranges: Vec::new(), ..spec.clone() };
+    let mut old = RoutingSpec {
+        prefixes: Vec::new(),
+        providers: Vec::new(),
+        ranges: Vec::new(),
+        share: Vec::new(),
+        ..spec.clone()
+    };
     (old.new_providers, old.other_keys) = (Phase::Standalone, Phase::Standalone);
     if let Some(naming) = &snapshot.naming {
         old.cluster_keys = naming.cluster_keys;
@@ -430,6 +436,7 @@ pub fn remembered(snapshot: &Snapshot, spec: &RoutingSpec) -> Table {
             RouteName::Prefix(prefix) => old.prefixes.push((prefix.clone(), record.phase)),
             RouteName::Range(first, last) => old.ranges.push((*first, *last, record.phase)),
             RouteName::NewProviders => old.new_providers = record.phase,
+            RouteName::Share(share) => old.share.push((*share, record.phase)),
             RouteName::OtherKeys => old.other_keys = record.phase,
         }
     }
@@ -492,7 +499,26 @@ fn renames(old: &Table, new: &Table) -> Option<String> {
 /// Judges flips by what is known of the running table.
 pub fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Result<(), Refused> {
     let facts = |route: &RouteName| facts(old, route);
-    flip::judge(flips, facts, forced).map_err(|refused| Refused(refused.iter().map(ToString::to_string).collect()))
+    flip::judge(flips, facts, forced).map_err(|refused| Refused(told(&refused)))
+}
+
+/// A text each; parts of the share that are refused for the same reason have one together.
+fn told(refused: &[RefusedFlip]) -> Vec<String> {
+    let (parts, others): (Vec<_>, Vec<_>) =
+        refused.iter().partition(|refused| matches!(refused.flip.route, RouteName::Share(_)));
+    let mut alike: Vec<(&RefusedFlip, usize)> = Vec::new();
+    let kind = |refused: &RefusedFlip| (refused.flip.from, refused.flip.to, std::mem::discriminant(&refused.reason));
+    for part in parts {
+        match alike.iter_mut().find(|(first, _)| kind(first) == kind(part)) {
+            Some((_, more)) => *more += 1,
+            None => alike.push((part, 0)),
+        }
+    }
+    let of_parts = alike.into_iter().map(|(first, more)| match more {
+        0 => first.to_string(),
+        more => format!("{first} (and {more} more parts of the share)"),
+    });
+    others.into_iter().map(ToString::to_string).chain(of_parts).collect()
 }
 
 /// What is known of a route, by its own line or the one that covers it.

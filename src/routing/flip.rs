@@ -105,7 +105,7 @@ pub fn closing<'f>(flips: impl IntoIterator<Item = &'f Flip>) -> Closing {
         if !matches!(flip.route, RouteName::Provider(_)) {
             closing.hashes.extend([flip.before.route_hash(), flip.after.route_hash()]);
         }
-        closing.is_many |= matches!(flip.route, RouteName::Range(..) | RouteName::NewProviders);
+        closing.is_many |= matches!(flip.route, RouteName::Range(..) | RouteName::NewProviders | RouteName::Share(_));
     }
     closing
 }
@@ -218,6 +218,44 @@ mod tests {
     fn table(ranges: &[(u64, u64, Phase)], previous: Option<&Table>) -> Table {
         let spec = crate::routing::RoutingSpec { ranges: ranges.to_vec(), ..crate::routing::sample_spec() };
         Table::build(&spec, 1, previous)
+    }
+
+    #[test]
+    fn a_share_that_grows_flips_those_that_it_takes_and_a_range_flips_those_of_each_share() {
+        let table = |share: &[(u8, Phase)], ranges: &[(u64, u64, Phase)], previous: Option<&Table>| {
+            let (share, ranges) = (share.to_vec(), ranges.to_vec());
+            Table::build(&crate::routing::RoutingSpec { share, ranges, ..crate::routing::sample_spec() }, 1, previous)
+        };
+        let texts = |old: &Table, new: &Table| -> Vec<String> {
+            flips(old, new)
+                .iter()
+                .map(|flip| format!("{} {} {} {}", flip.route, flip.before, flip.from, flip.to))
+                .collect()
+        };
+        let none = table(&[], &[], None);
+        let small = table(&[(0, Phase::DualStandalone)], &[], Some(&none));
+        assert_eq!(texts(&none, &small), ["share_0 new_providers standalone dual-standalone"]);
+        let grown = table(&[(0, Phase::DualCluster), (1, Phase::DualStandalone)], &[], Some(&small));
+        assert_eq!(
+            texts(&small, &grown),
+            ["share_0 share_0 dual-standalone dual-cluster", "share_1 new_providers standalone dual-standalone"]
+        );
+        // Ids without a line are spread over all shares, so a range that takes them takes from each.
+        let ranged =
+            table(&[(0, Phase::DualCluster), (1, Phase::DualStandalone)], &[(1, 9, Phase::Standalone)], Some(&grown));
+        assert_eq!(
+            texts(&grown, &ranged),
+            ["1..9 share_0 dual-cluster standalone", "1..9 share_1 dual-standalone standalone"]
+        );
+        assert_eq!(texts(&ranged, &grown).len(), 2);
+        // A share that leaves, and one that is all and whose place is taken by the default.
+        assert_eq!(texts(&small, &none), ["share_0 share_0 dual-standalone standalone"]);
+        let all: Vec<(u8, Phase)> = (0..100).map(|part| (part, Phase::Cluster)).collect();
+        let mut spec = crate::routing::RoutingSpec { share: all, ..crate::routing::sample_spec() };
+        let all = Table::build(&spec, 1, None);
+        (spec.share, spec.new_providers) = (Vec::new(), Phase::Cluster);
+        assert_eq!(texts(&all, &Table::build(&spec, 2, Some(&all))), [""; 0]);
+        assert!(closing(&flips(&none, &small)).is_many);
     }
 
     #[test]

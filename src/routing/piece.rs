@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::routing::{Route, RouteName, Table};
+use crate::routing::{Route, RouteName, SHARES, Table};
 
 /// Keys that one line covers before, and one after.
 #[derive(Clone, Debug)]
@@ -13,7 +13,8 @@ pub struct Piece<'o, 'n> {
     pub after: &'n Route,
 }
 
-/// All of them: each id, prefix and range that either table names, cut where the other one has an end, and the rest.
+/// All of them: each id, prefix, range and part of the share that either table names, cut where the other one has an end, and
+/// the rest.
 pub fn pieces<'o, 'n>(old: &'o Table, new: &'n Table) -> Vec<Piece<'o, 'n>> {
     let mut names = BTreeSet::from([RouteName::NewProviders, RouteName::OtherKeys]);
     let mut ends = BTreeSet::new();
@@ -29,8 +30,33 @@ pub fn pieces<'o, 'n>(old: &'o Table, new: &'n Table) -> Vec<Piece<'o, 'n>> {
         let (first, last) = (u64::try_from(pair[0]).expect(whole), u64::try_from(pair[1] - 1).expect(whole));
         names.insert(RouteName::Range(first, last));
     }
-    let piece = |name: RouteName| Some(Piece { before: old.covering(&name)?, after: new.covering(&name)?, name });
-    names.into_iter().filter_map(piece).collect()
+    // With every part named nobody is left who goes by the default.
+    if (0..SHARES).all(|share| names.contains(&RouteName::Share(share))) {
+        names.remove(&RouteName::NewProviders);
+    }
+    let mut pieces = Vec::with_capacity(names.len());
+    for name in names {
+        if let RouteName::Range(first, last) = name {
+            of_range(first, last, old, new, &mut pieces);
+        } else if let (Some(before), Some(after)) = (old.covering(&name), new.covering(&name)) {
+            pieces.push(Piece { name, before, after });
+        }
+    }
+    pieces
+}
+
+/// Where only one of the tables has a range, its ids are spread over all parts of the share in the other; where neither has,
+/// they are of the default's piece and of the parts'.
+fn of_range<'o, 'n>(first: u64, last: u64, old: &'o Table, new: &'n Table, pieces: &mut Vec<Piece<'o, 'n>>) {
+    let (befores, afters) = match (old.range_of(first), new.range_of(first)) {
+        (None, None) => return,
+        (Some(before), Some(after)) => (vec![before], vec![after]),
+        (Some(before), None) => (vec![before], new.defaults()),
+        (None, Some(after)) => (old.defaults(), vec![after]),
+    };
+    for before in befores {
+        pieces.extend(afters.iter().map(|after| Piece { name: RouteName::Range(first, last), before, after }));
+    }
 }
 
 #[cfg(test)]
@@ -58,7 +84,6 @@ mod tests {
                 piece("100..149", "100..199", "new_providers"),
                 piece("150..199", "100..199", "150..249"),
                 piece("200..249", "new_providers", "150..249"),
-                piece("250..299", "new_providers", "new_providers"),
                 piece(&format!("300..{}", u64::MAX), &format!("300..{}", u64::MAX), "new_providers"),
             ]
         );
@@ -72,5 +97,39 @@ mod tests {
         let new = Table::build(&spec, 2, Some(&old));
         let names: Vec<String> = pieces(&old, &new).iter().map(|piece| piece.name.to_string()).collect();
         assert_eq!(names, ["150", "42", "7", "new_providers", "asgi:", "other_keys"]);
+    }
+
+    #[test]
+    fn ids_of_a_range_are_spread_over_the_parts_and_the_default_has_what_is_left() {
+        let share = |parts: std::ops::Range<u8>, ranges: &[(u64, u64, Phase)]| {
+            let share = parts.map(|part| (part, Phase::Cluster)).collect();
+            let spec = crate::routing::RoutingSpec { share, ranges: ranges.to_vec(), ..sample_spec() };
+            Table::build(&spec, 1, None)
+        };
+        let told = |old: &Table, new: &Table| -> Vec<String> {
+            let is_default = |piece: &&Piece<'_, '_>| {
+                matches!(piece.name, RouteName::Range(..) | RouteName::Share(_) | RouteName::NewProviders)
+            };
+            let found = pieces(old, new);
+            let shown = found.iter().filter(is_default);
+            shown.map(|piece| format!("{}: {} {}", piece.name, piece.before.name, piece.after.name)).collect()
+        };
+        let (none, two) = (share(0..0, &[]), share(0..2, &[]));
+        assert_eq!(
+            told(&none, &two),
+            [
+                "new_providers: new_providers new_providers",
+                "share_0: new_providers share_0",
+                "share_1: new_providers share_1"
+            ]
+        );
+        let ranges = [(1, 9, Phase::Standalone), (20, 29, Phase::Standalone)];
+        let taken = told(&two, &share(0..1, &ranges));
+        assert_eq!(taken.iter().filter(|piece| piece.starts_with("1..9: ")).count(), 3, "{taken:?}");
+        assert!(!taken.iter().any(|piece| piece.starts_with("10..19")), "{taken:?}");
+        let all = told(&share(0..100, &[]), &none);
+        assert_eq!((all.len(), all.iter().any(|piece| piece.starts_with("new_providers"))), (100, false));
+        let ranged = told(&share(0..100, &ranges[..1]), &share(0..100, &[]));
+        assert_eq!(ranged.iter().filter(|piece| piece.starts_with("1..9: 1..9 share_")).count(), 100);
     }
 }

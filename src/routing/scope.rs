@@ -16,7 +16,11 @@ impl Scope {
                 provider.parse().is_ok_and(|id: u64| (first..=last).contains(&&id))
             }
             (RouteName::Prefix(prefix), None) => key.starts_with(prefix.as_bytes()),
-            (RouteName::NewProviders, Some(_)) | (RouteName::OtherKeys, None) => table.route_of(key).0.name == *route,
+            // Whoever has no line, whether a share of them is set apart or not.
+            (RouteName::NewProviders, Some(_)) => {
+                matches!(table.route_of(key).0.name, RouteName::NewProviders | RouteName::Share(_))
+            }
+            (RouteName::Share(_), Some(_)) | (RouteName::OtherKeys, None) => table.route_of(key).0.name == *route,
             _ => false,
         })
     }
@@ -39,6 +43,13 @@ mod tests {
         }
         // A provider whose key begins with the prefix is the provider's.
         assert!(!Scope(vec![RouteName::Prefix("provider:".into())]).has(&table, b"provider:8:a"));
+        let spec = crate::routing::RoutingSpec {
+            share: (0..50).map(|part| (part, crate::routing::Phase::Cluster)).collect(),
+            ..sample_spec()
+        };
+        let (shared, new) = (Table::build(&spec, 1, None), Scope(vec![RouteName::NewProviders]));
+        assert!((1000..1100).all(|id| new.has(&shared, format!("provider:{id}:a").as_bytes())));
+        assert!(!new.has(&shared, b"provider:42:a") && !new.has(&shared, b"x"));
         let others = Scope(vec![RouteName::OtherKeys]);
         assert!(others.has(&table, b"x") && !others.has(&table, b"provider:7:a"));
     }

@@ -21,6 +21,8 @@ pub enum RouteName {
     Range(u64, u64),
     /// Providers that no line names.
     NewProviders,
+    /// One hundredth of them, by the hash of the id, where [`RoutingSpec::share`] sets it apart.
+    Share(u8),
     Prefix(String),
     /// Keys without a provider.
     OtherKeys,
@@ -40,8 +42,13 @@ impl RouteName {
 impl RouteName {
     /// Whether some key may belong to both, under one table or another.
     pub fn may_share_keys(&self, other: &Self) -> bool {
-        let is_provider = |name: &Self| matches!(name, Self::Provider(_) | Self::Range(..) | Self::NewProviders);
+        let is_provider =
+            |name: &Self| matches!(name, Self::Provider(_) | Self::Range(..) | Self::NewProviders | Self::Share(_));
         match (self, other) {
+            (Self::Share(one), Self::Share(other)) => one == other,
+            (Self::Provider(id), Self::Share(share)) | (Self::Share(share), Self::Provider(id)) => {
+                share_of(id.as_bytes()) == *share
+            }
             (Self::Provider(one), Self::Provider(other)) => one == other,
             (Self::Range(first, last), Self::Range(other_first, other_last)) => {
                 first <= other_last && other_first <= last
@@ -62,10 +69,19 @@ impl fmt::Display for RouteName {
             Self::Provider(id) => out.write_str(id),
             Self::Range(first, last) => write!(out, "{first}..{last}"),
             Self::NewProviders => out.write_str("new_providers"),
+            Self::Share(share) => write!(out, "share_{share}"),
             Self::Prefix(prefix) => out.write_str(prefix),
             Self::OtherKeys => out.write_str("other_keys"),
         }
     }
+}
+
+/// Into how many parts the providers without a line are divided, so that a part is one in a hundred.
+pub const SHARES: u8 = 100;
+
+/// The part that a provider belongs to: the same in every version of the program, for the state file names parts.
+pub fn share_of(id: &[u8]) -> u8 {
+    (crc32fast::hash(id) % u32::from(SHARES)) as u8
 }
 
 fn hash_of(kind: &[u8], name: &[u8]) -> u64 {
@@ -240,15 +256,18 @@ pub struct RoutingSpec {
     pub prefixes: Vec<(String, Phase)>,
     pub providers: Vec<(String, Phase)>,
     pub ranges: Vec<(u64, u64, Phase)>,
+    /// Parts of the providers without a line that have a phase of their own.
+    pub share: Vec<(u8, Phase)>,
     /// Routes whose flips are not judged.
     pub force: Vec<String>,
 }
 
 impl RoutingSpec {
-    /// Whether the file overrides the judgement for this route.
+    /// Whether the file overrides the judgement for this route; `share` stands for all parts of it.
     pub fn is_forced(&self, route: &RouteName) -> bool {
         let name = route.to_string();
-        self.force.contains(&name)
+        let is_part = matches!(route, RouteName::Share(_));
+        self.force.iter().any(|forced| *forced == name || (is_part && forced == "share"))
     }
 }
 
@@ -261,6 +280,8 @@ pub struct Table {
     exact: HashMap<Box<[u8]>, u32, foldhash::fast::RandomState>,
     /// First id, last id, route; sorted.
     ranges: Vec<(u64, u64, u32)>,
+    /// The route of each part of the providers without a line; empty where all go by the default.
+    shares: Vec<u32>,
     /// Longest first.
     prefixes: Vec<(Box<[u8]>, u32)>,
     pubsub: Phase,
@@ -290,6 +311,7 @@ impl Table {
             routes: Vec::with_capacity(spec.providers.len() + 8),
             exact: HashMap::with_capacity_and_hasher(spec.providers.len(), foldhash::fast::RandomState::default()),
             ranges: Vec::new(),
+            shares: Vec::new(),
             prefixes: Vec::new(),
             pubsub: spec.pubsub,
             ack: spec.ack,
@@ -313,6 +335,12 @@ impl Table {
             table.ranges.push((*first, *last, index));
         }
         table.ranges.sort_unstable();
+        if !spec.share.is_empty() {
+            table.shares = vec![NEW_PROVIDERS as u32; usize::from(SHARES)];
+        }
+        for (share, phase) in spec.share.iter().filter(|(share, _)| *share < SHARES) {
+            table.shares[usize::from(*share)] = table.add(RouteName::Share(*share), *phase);
+        }
         for (id, phase) in &spec.providers {
             let index = table.add(RouteName::Provider(id.clone()), *phase);
             table.exact.insert(id.as_bytes().into(), index);
@@ -376,29 +404,48 @@ impl Table {
         self.patterns.provider_of(key)
     }
 
-    /// The route of a provider: its own line, else its range's, else the default for new ones.
+    /// The route of a provider: its own line, else its range's, else its part's, else the default for new ones.
     pub fn provider_route(&self, id: &[u8]) -> &Route {
         if let Some(index) = self.exact.get(id) {
             return &self.routes[*index as usize];
         }
-        if self.ranges.is_empty() {
-            return &self.routes[NEW_PROVIDERS];
+        let in_range = || self.range_of(std::str::from_utf8(id).ok()?.parse().ok()?);
+        if !self.ranges.is_empty()
+            && let Some(route) = in_range()
+        {
+            return route;
         }
-        let number = std::str::from_utf8(id).ok().and_then(|id| id.parse().ok());
-        number.map_or(&self.routes[NEW_PROVIDERS], |number| self.range_route(number))
+        match self.shares.is_empty() {
+            true => &self.routes[NEW_PROVIDERS],
+            false => self.share_route(share_of(id)),
+        }
     }
 
-    /// The route of the ids around a number that have no line of their own.
-    fn range_route(&self, number: u64) -> &Route {
-        let in_range = || {
-            let after = self.ranges.partition_point(|(first, ..)| *first <= number);
-            let (_, last, index) = self.ranges.get(after.checked_sub(1)?)?;
-            (number <= *last).then_some(*index)
-        };
-        &self.routes[in_range().map_or(NEW_PROVIDERS, |index| index as usize)]
+    /// The range around a number.
+    pub(super) fn range_of(&self, number: u64) -> Option<&Route> {
+        let after = self.ranges.partition_point(|(first, ..)| *first <= number);
+        let (_, last, index) = self.ranges.get(after.checked_sub(1)?)?;
+        (number <= *last).then(|| &self.routes[*index as usize])
     }
 
-    /// All routes: the two defaults, prefixes, ranges, providers.
+    fn share_route(&self, share: u8) -> &Route {
+        let index = self.shares.get(usize::from(share)).map_or(NEW_PROVIDERS, |index| *index as usize);
+        &self.routes[index]
+    }
+
+    /// The lines of ids that neither a line of their own nor a range covers: the parts that are set apart, and the default
+    /// where it is left any.
+    pub(super) fn defaults(&self) -> Vec<&Route> {
+        let mut places = self.shares.clone();
+        places.sort_unstable();
+        places.dedup();
+        match places.as_slice() {
+            [] => vec![&self.routes[NEW_PROVIDERS]],
+            places => places.iter().map(|place| &self.routes[*place as usize]).collect(),
+        }
+    }
+
+    /// All routes: the two defaults, prefixes, ranges, parts of the share, providers.
     pub fn routes(&self) -> &[Route] {
         &self.routes
     }
@@ -413,7 +460,8 @@ impl Table {
     pub fn covering(&self, name: &RouteName) -> Option<&Route> {
         match name {
             RouteName::Provider(id) => Some(self.provider_route(id.as_bytes())),
-            RouteName::Range(first, _) => Some(self.range_route(*first)),
+            RouteName::Range(first, _) => self.range_of(*first).or_else(|| self.routes.get(NEW_PROVIDERS)),
+            RouteName::Share(share) => Some(self.share_route(*share)),
             RouteName::Prefix(prefix) => {
                 let own = self.prefixes.iter().find(|(known, _)| prefix.as_bytes().starts_with(known));
                 self.routes.get(own.map_or(OTHER_KEYS, |(_, index)| *index as usize))
@@ -510,6 +558,7 @@ pub(crate) mod tests {
             prefixes: vec![("asgi:".into(), Phase::Cluster)],
             providers: vec![("42".into(), Phase::DualStandalone), ("150".into(), Phase::Cluster)],
             ranges: vec![(100, 199, Phase::DualCluster)],
+            share: Vec::new(),
             force: Vec::new(),
         }
     }
@@ -525,6 +574,49 @@ pub(crate) mod tests {
         assert_eq!(phase("asgi:x"), Phase::Cluster);
         assert_eq!(phase("x"), Phase::Standalone);
     }
+
+    #[test]
+    fn a_share_is_a_stable_part_of_the_providers_without_a_line() {
+        let with = |share: Vec<(u8, Phase)>| Table::build(&RoutingSpec { share, ..spec() }, 1, None);
+        let ids: Vec<String> = (1000..3000).map(|id: u32| id.to_string()).collect();
+        let on_cluster = |table: &Table| -> Vec<&String> {
+            ids.iter().filter(|id| table.provider_route(id.as_bytes()).phase == Phase::Cluster).collect()
+        };
+        let tenth = with((0..10).map(|share| (share, Phase::Cluster)).collect());
+        let fifth = with((0..20).map(|share| (share, Phase::Cluster)).collect());
+        let (few, more) = (on_cluster(&tenth), on_cluster(&fifth));
+        assert!((150..250).contains(&few.len()) && (320..480).contains(&more.len()), "{} {}", few.len(), more.len());
+        assert!(few.iter().all(|id| more.contains(id)), "who was in the smaller share is in the larger one");
+        assert_eq!(tenth.provider_route(b"42").phase, Phase::DualStandalone, "a line of its own wins");
+        assert_eq!(tenth.provider_route(b"110").phase, Phase::DualCluster, "a range wins");
+        // What the state file names is the same for ever.
+        assert_eq!([&b"42"[..], b"1000", b"acme"].map(share_of), SHARES_KNOWN);
+    }
+
+    #[test]
+    fn each_part_of_a_share_has_knowledge_of_its_own_and_a_default_that_takes_it_in_has_the_least() {
+        let dual = Phase::DualStandalone;
+        let build = |parts: std::ops::Range<u8>, new_providers: Phase, previous: Option<&Table>| {
+            let share = parts.map(|part| (part, dual)).collect();
+            Table::build(&RoutingSpec { share, new_providers, ..spec() }, 1, previous)
+        };
+        let of = |table: &Table, part: u8| table.find(&RouteName::Share(part)).unwrap().dual.clone().unwrap();
+        let small = build(0..1, Phase::Standalone, None);
+        of(&small, 0).set_coverage(Coverage::Both);
+        let grown = build(0..2, Phase::Standalone, Some(&small));
+        assert_eq!([of(&grown, 0), of(&grown, 1)].map(|part| part.is_synced()), [true, false]);
+        assert!(Arc::ptr_eq(&of(&small, 0), &of(&grown, 0)));
+        let default = |table: &Table| table.find(&RouteName::NewProviders).unwrap().dual.clone().unwrap();
+        assert!(!default(&build(0..0, dual, Some(&grown))).is_synced());
+        let whole = build(0..100, Phase::Standalone, None);
+        (0..100).for_each(|part| of(&whole, part).set_coverage(Coverage::Both));
+        assert!(default(&build(0..0, dual, Some(&whole))).is_synced(), "all of its keys were known");
+        let forced = RoutingSpec { force: vec!["share".into()], ..spec() };
+        assert!(forced.is_forced(&RouteName::Share(7)) && !forced.is_forced(&RouteName::NewProviders));
+    }
+
+    /// CRC-32 of the ids, modulo 100.
+    const SHARES_KNOWN: [u8; 3] = [88, 35, 14];
 
     #[test]
     fn what_is_known_of_a_dual_route_survives_the_next_table() {

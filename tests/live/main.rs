@@ -26,6 +26,7 @@ mod operator;
 mod ordeals;
 mod protocol;
 mod shadow;
+mod share;
 mod subscribers;
 mod succession;
 mod tagged;

@@ -165,6 +165,11 @@ impl World {
                     file.providers.push((id.into(), phase));
                 }
             }
+            6 => {
+                // The first parts, a step apart or not, as a share that grows or shrinks.
+                let (parts, phase) = ([0, 50, 95, 100][rng.usize(..4)], other(rng, file.new_providers));
+                file.share = (0..parts).map(|part| (part, phase)).collect();
+            }
             _ => {
                 let number = rng.usize(..file.providers.len().max(1));
                 if let Some((_, phase)) = file.providers.get_mut(number) {

@@ -191,6 +191,7 @@ pub fn spec(providers: &[(&str, Phase)], ranges: &[(u64, u64, Phase)], new_provi
         prefixes: Vec::new(),
         providers: providers.iter().map(|(id, phase)| (id.to_string(), *phase)).collect(),
         ranges: ranges.to_vec(),
+        share: Vec::new(),
         force: Vec::new(),
     }
 }

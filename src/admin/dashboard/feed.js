@@ -26,7 +26,7 @@ const NUMBER = /^\d+/;
 
 function put(row) {
   const number = NUMBER.exec(row.id);
-  const kinds = { provider: 0, range: 0, prefix: 1, default: 2, channels: 3 };
+  const kinds = { provider: 0, range: 0, prefix: 1, share: 2, default: 2, channels: 3 };
   row.key = `${row.kind} ${row.id}`;
   // What it is sorted by: numbers by their value, words behind them.
   row.group = kinds[row.kind] ?? 4;
