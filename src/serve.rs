@@ -42,7 +42,7 @@ use crate::serve::listeners::Listeners;
 use crate::session::users::Users;
 use crate::session::worker::{self, WorkerParts};
 use crate::session::{Bounds, Clients, Filter, Scripts, SessionLimits};
-use crate::store::{Loss, PrivateLinks, SlotMap, SlowLimit, StoresConfig, topology};
+use crate::store::{Loss, PrivateLinks, SlotMap, SlowLimit, StoresConfig, private_link, topology};
 use crate::{process, service};
 
 pub use reach::{acceptor, seeds, standalone};
@@ -69,6 +69,7 @@ pub fn run(path: &Path, beside: Beside) -> anyhow::Result<()> {
     let loaded = config::watch::fingerprint(path);
     let config = &config::load(path)?;
     process::started();
+    private_link::be_a_proxy();
     let level = start_logging(config);
     std::panic::set_hook(Box::new(|panic| {
         PANICS.fetch_add(1, Ordering::Relaxed);

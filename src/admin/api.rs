@@ -61,6 +61,7 @@ pub fn head(parts: &Parts, table: &Table) -> Value {
             "cluster": store(&totals.cluster),
         },
         "bypass": parts.jobs.bypass().writers(),
+        "other_proxies": parts.jobs.bypass().proxies(),
         "clients": metrics::get(&totals.clients),
         "requests_total": metrics::get(&totals.requests),
         "refused_requests": refused.collect::<HashMap<_, _>>(),

@@ -97,6 +97,12 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         parts.jobs.bypass().writers().len(),
     );
     page.add(
+        "other_proxies",
+        Kind::Gauge,
+        "Other cutover processes that are connected to a store while a route is dual.",
+        parts.jobs.bypass().proxies().len(),
+    );
+    page.add(
         "bypass_sightings_total",
         Kind::Counter,
         "How often a look at the connections of a node found such a writer.",

@@ -24,8 +24,16 @@ pub fn run(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<u8>
             Some(named) => find(config, &table, named)?,
         };
         if as_json {
-            let head =
-                ["bypass", "table_version", "stores", "refused", "clients", "requests_total", "refused_requests"];
+            let head = [
+                "bypass",
+                "other_proxies",
+                "table_version",
+                "stores",
+                "refused",
+                "clients",
+                "requests_total",
+                "refused_requests",
+            ];
             let mut document: serde_json::Map<String, Value> =
                 head.iter().map(|key| (key.to_string(), table[*key].clone())).collect();
             document.insert("routes".into(), json!(shown));
@@ -98,6 +106,12 @@ fn print(table: &Value, routes: &[Value]) {
         table["clients"],
         table["requests_total"]
     );
+    for (name, address) in table["other_proxies"].as_object().into_iter().flatten() {
+        say!(
+            "another cutover ({name}, from {}) is connected to these stores: two break the order of writes in dual phases; stop one",
+            address.as_str().unwrap_or("?")
+        );
+    }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     for writer in table["bypass"].as_array().into_iter().flatten() {
         let text = |key: &str| writer[key].as_str().unwrap_or("").to_string();

@@ -6,6 +6,9 @@
 //! every dual route is in doubt from then on, until a backfill has gone through it with the writer gone. One that only reads
 //! is left alone, and so is one in another database. What this does not see: a connection that came, wrote and went between
 //! two looks, or that read after it had written.
+//!
+//! Another proxy is told apart by the number in its name. It is reported as soon as it is connected, and is a writer like any
+//! other when it is seen writing.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +23,7 @@ use crate::resp::reply::{self, Protocol};
 use crate::routing::Side;
 use crate::store::PrivateLink;
 use crate::store::link::Endpoint;
-use crate::store::private_link::CONNECTION_NAME;
+use crate::store::private_link::{CONNECTION_NAME, own_name};
 
 /// Writers that are named one by one; the others are counted.
 const WRITERS_MAX: usize = 100;
@@ -45,6 +48,8 @@ pub struct Writer {
 #[derive(Debug, Default)]
 pub struct Bypass {
     writers: Mutex<BTreeMap<(String, String), Writer>>,
+    /// Other proxies at the last look, by name, with the address from which they came.
+    proxies: Mutex<BTreeMap<String, String>>,
     sightings: AtomicU64,
 }
 
@@ -52,6 +57,11 @@ impl Bypass {
     /// All writers, by node and address.
     pub fn writers(&self) -> Vec<Writer> {
         self.writers.lock().values().cloned().collect()
+    }
+
+    /// Other proxies that are connected to a store, by name, with the address from which they came.
+    pub fn proxies(&self) -> BTreeMap<String, String> {
+        self.proxies.lock().clone()
     }
 
     /// How often a look found a writer.
@@ -87,12 +97,21 @@ pub(super) async fn watch(context: &Context, every: Duration) {
         }
         let map = context.slot_map.load_full();
         let primaries = map.primaries().iter().map(|address| (Side::Cluster, scan::node(context, address)));
-        let mut found = Vec::new();
+        let (mut found, mut proxies) = (Vec::new(), BTreeMap::new());
         for (side, endpoint) in std::iter::once((Side::Standalone, context.standalone.clone())).chain(primaries) {
             // A node that does not answer is nobody's to write to; the links say that it is down.
             let list = tokio::time::timeout(endpoint.timeouts.reply, ask(&endpoint)).await.ok().flatten();
             let is_moving = |db| side == Side::Cluster || context.table().databases().is_moving(db);
             found.extend(list.iter().flat_map(|list| writers(list, side, &endpoint, every, is_moving)));
+            proxies.extend(list.iter().flat_map(|list| other_proxies(list)));
+        }
+        let known = std::mem::replace(&mut *context.bypass.proxies.lock(), proxies.clone());
+        for (name, address) in proxies.iter().filter(|(name, _)| !known.contains_key(*name)) {
+            tracing::error!(
+                name,
+                address,
+                "another cutover is connected to these stores: two of them break the order of writes in dual phases; stop one of the two, or bring its routes to phases with one store"
+            );
         }
         if found.is_empty() {
             continue;
@@ -126,6 +145,20 @@ async fn ask(endpoint: &Endpoint) -> Option<String> {
     Some(String::from_utf8_lossy(reply::bulk(&frame)?).into_owned())
 }
 
+fn field<'l>(line: &'l str, wanted: &str) -> Option<&'l str> {
+    line.split(' ').find_map(|field| field.strip_prefix(wanted)?.strip_prefix('='))
+}
+
+/// Name and host of the proxies in a CLIENT LIST that are not this one.
+fn other_proxies(list: &str) -> impl Iterator<Item = (String, String)> {
+    list.lines().filter_map(|line| {
+        let name = field(line, "name")?;
+        let is_proxy = name.strip_prefix(CONNECTION_NAME)?.starts_with(':');
+        let host = field(line, "addr")?.rsplit_once(':')?.0;
+        (is_proxy && name != own_name()).then(|| (name.to_string(), host.to_string()))
+    })
+}
+
 /// Those of a CLIENT LIST that have written since the last look.
 fn writers(
     list: &str,
@@ -136,9 +169,9 @@ fn writers(
 ) -> Vec<Writer> {
     let last_seen = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let writer = |line: &str| {
-        let field = |wanted: &str| line.split(' ').find_map(|field| field.strip_prefix(wanted)?.strip_prefix('='));
+        let field = |wanted: &str| field(line, wanted);
         let command = field("cmd")?;
-        let is_ours = field("name") == Some(CONNECTION_NAME);
+        let is_ours = field("name").is_some_and(|name| name == own_name() || name == CONNECTION_NAME);
         // S: a replica, M: the primary of one, O: a monitor.
         let is_server = field("flags")?.contains(['S', 'M', 'O']);
         let is_elsewhere = !field("db")?.parse().is_ok_and(&is_moving);
@@ -201,7 +234,8 @@ mod tests {
         {
             assert_eq!(is_found(line("", "N", 2, 0, command)), [], "{command}");
         }
-        assert_eq!(is_found(line(CONNECTION_NAME, "N", 2, 0, "set")), [], "the proxy itself");
+        assert_eq!(is_found(line(own_name(), "N", 2, 0, "set")), [], "the proxy itself");
+        assert_eq!(is_found(line("cutover:00000001", "N", 2, 0, "set")).len(), 1, "another proxy");
         assert_eq!(is_found(line("", "S", 2, 0, "set")), [], "a replica");
         assert_eq!(is_found(line("", "O", 2, 0, "set")), [], "a monitor");
         assert_eq!(is_found(line("", "N", 0, 0, "set")), [], "another database does not move");

@@ -4,6 +4,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::task::{Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -134,8 +135,20 @@ impl PrivateLink {
     }
 }
 
-/// What our connections are called on the servers, so that an operator, and the proxy, can tell them from an application's.
+/// What our connections are called on the servers, so that an operator, and the proxy, can tell them from an application's: this,
+/// and in a proxy that serves a colon and a number of its own, by which two of them tell each other apart.
 pub const CONNECTION_NAME: &str = "cutover";
+static OWN_NAME: OnceLock<String> = OnceLock::new();
+
+/// Gives this process a number of its own, before it connects to anything.
+pub fn be_a_proxy() {
+    OWN_NAME.get_or_init(|| format!("{CONNECTION_NAME}:{:08x}", fastrand::u32(..)));
+}
+
+/// What the connections of this process are called.
+pub fn own_name() -> &'static str {
+    OWN_NAME.get().map_or(CONNECTION_NAME, String::as_str)
+}
 
 /// What a node said of itself and of the connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -176,7 +189,7 @@ pub(super) async fn greet(stream: &mut Stream, endpoint: &Endpoint, protocol: Pr
         expected.push("AUTH");
     }
     let version: &[u8] = if protocol == Protocol::Resp3 { b"3" } else { b"2" };
-    write::command(&mut out, &[b"HELLO", version, b"SETNAME", CONNECTION_NAME.as_bytes()]);
+    write::command(&mut out, &[b"HELLO", version, b"SETNAME", own_name().as_bytes()]);
     expected.push("HELLO");
     if endpoint.db > 0 {
         write::command(&mut out, &[b"SELECT", endpoint.db.to_string().as_bytes()]);

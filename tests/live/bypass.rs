@@ -1,6 +1,8 @@
 //! Who writes to a store around the proxy is found and named, and the routes are not trusted; who only reads is left alone.
 
-use crate::common::{Redis, Settings, Stores, eventually, run};
+use std::time::Duration;
+
+use crate::common::{Proxy, Redis, Settings, Stores, eventually, run};
 
 #[test]
 fn a_writer_that_goes_around_the_proxy_is_named_and_its_routes_are_in_doubt_until_it_has_gone() {
@@ -11,7 +13,7 @@ fn a_writer_that_goes_around_the_proxy_is_named_and_its_routes_are_in_doubt_unti
     let mut client = proxy.connect();
     run(&mut client, "SET provider:931:key through");
     proxy.cli_ok("backfill 931 --rate 0");
-    let is_synced = |proxy: &crate::common::Proxy| {
+    let is_synced = |proxy: &Proxy| {
         let table = proxy.table();
         let route = table["routes"].as_array().and_then(|routes| routes.iter().find(|route| route["id"] == "931"));
         route.is_some_and(|route| route["synced"] == true)
@@ -53,4 +55,34 @@ fn a_writer_that_goes_around_the_proxy_is_named_and_its_routes_are_in_doubt_unti
     assert!(proxy.cli_ok("status").contains("around the proxy"), "status names it");
     assert!(proxy.http("/metrics").1.contains("cutover_bypass_writers 2"), "{}", proxy.http("/metrics").1);
     assert_eq!(proxy.terminate(), Some(0));
+}
+
+#[test]
+fn a_second_proxy_on_the_same_stores_is_reported_and_its_writes_put_the_routes_in_doubt() {
+    let stores = Stores::start();
+    let settings = || Settings::of(&stores).phase("932", "dual-standalone");
+    let proxy = Settings { look_every: "1s", ..settings() }.start().ready();
+    proxy.cli_ok("backfill 932 --rate 0");
+    let others = |proxy: &Proxy| proxy.table()["other_proxies"].as_object().map_or(0, serde_json::Map::len);
+    // Whoever only looks, like a command line, is none.
+    proxy.cli_ok("check");
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(others(&proxy), 0, "{}", proxy.table());
+    let second = settings().start().ready();
+    eventually("it is reported", || others(&proxy) == 1);
+    assert!(proxy.cli_ok("status").contains("another cutover"), "{}", proxy.cli_ok("status"));
+    assert!(proxy.log().contains("two of them break the order of writes"), "{}", proxy.log());
+    assert!(proxy.http("/metrics").1.contains("cutover_other_proxies 1"));
+    let mut client = second.connect();
+    eventually("its writes are seen", || {
+        run(&mut client, "SET provider:932:key through-the-other");
+        let table = proxy.table();
+        let mut routes = table["routes"].as_array().expect("routes").iter();
+        routes.any(|route| route["id"] == "932" && route["in_doubt"] == true)
+    });
+    drop(client);
+    drop(second);
+    eventually("it is gone", || others(&proxy) == 0);
+    eventually("the route is synced again", || proxy.cli("backfill 932 --rate 0").status.success());
+    proxy.cli_ok("verify 932 --rate 0");
 }
