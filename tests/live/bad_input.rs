@@ -79,6 +79,8 @@ fn a_client_beyond_the_limit_and_one_without_the_password_are_told_so() {
     for _ in 0..2 {
         first.expect(b"-WRONGPASS invalid username-password pair or user is disabled.\r\n");
     }
+    // Whoever looked whether the proxy is up may be counted for a moment.
+    eventually("the first is alone", || proxy.table()["clients"] == 1);
     let _second = Raw::to(proxy.port);
     eventually("both are counted", || proxy.table()["clients"] == 2);
     assert_eq!(Raw::to(proxy.port).rest(), "-ERR max number of clients reached\r\n");
