@@ -85,7 +85,7 @@ fn last_option_value(request: &Request, from: usize, options: &[&[u8]]) -> Optio
     (from..request.len().saturating_sub(1)).rev().find(is_option).map(|index| index + 1)
 }
 
-/// The index of DB in COPY source destination [DB number] [REPLACE], if a number follows it.
+/// The index of DB in `COPY source destination [DB number] [REPLACE]`, if a number follows it.
 pub fn copy_option(request: &Request) -> Option<usize> {
     (3..request.len().saturating_sub(1)).find(|index| request.arg(*index).eq_ignore_ascii_case(b"DB"))
 }
