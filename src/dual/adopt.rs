@@ -54,6 +54,8 @@ pub struct Adopted {
     /// From and to, if the channels changed sides.
     pub pubsub: Option<(Phase, Phase)>,
     pub took: Duration,
+    /// For how long the routes that flipped were held up.
+    pub paused: Duration,
 }
 
 /// See the module.
@@ -151,7 +153,7 @@ impl Adopter {
         match &outcome {
             Ok(adopted) => {
                 for flip in &adopted.flips {
-                    tracing::info!(route = %flip.route, from = %flip.from, to = %flip.to, version = adopted.version, "flipped");
+                    tracing::info!(route = %flip.route, from = %flip.from, to = %flip.to, version = adopted.version, paused_ms = %format_args!("{:.1}", adopted.paused.as_secs_f64() * 1e3), "flipped");
                 }
             }
             Err(refused) => tracing::error!(reason = %refused, "the new table is refused; the running one stays"),
@@ -175,20 +177,40 @@ impl Adopter {
         let closed: Vec<Flip> = flips.iter().cloned().chain(flip::unlearnt(&old, &new)).collect();
         let mut adoption = Adoption::begin(!closed.is_empty(), turns);
         let table = |which| if which == Which::Old { &old } else { &new };
-        let mut refused = None;
+        let (mut refused, mut took, mut paused) = (None, Duration::ZERO, Duration::ZERO);
+        let mut closing = None;
         loop {
             let outcome = match adoption.step() {
-                Step::Close(stage) => self.close(stage, &closed, turns).await,
+                Step::Close(stage) => {
+                    closing.get_or_insert_with(Instant::now);
+                    self.close(stage, &closed, turns).await
+                }
                 Step::Turn(which) => self.turn(table(which).pubsub().leader()).await,
                 Step::Judge => {
                     self.note_loss_in(&[&old, &new]).await;
                     judge(&flips, &old, forced)
                 }
-                Step::Save => self.begin_phases(&flips, &new).await,
+                Step::Prepare => {
+                    begin_phases(&flips, &new, |route| self.state.lock().has_stale_cluster_keys(route));
+                    let draft = snapshot_of(&new, false);
+                    self.on_disk(move |state| state.prepare(&draft)).await.map_err(|error| unwritten(&error))
+                }
+                Step::Commit => {
+                    let decided = snapshot_of(&new, false);
+                    self.on_disk(move |state| state.commit(&decided)).await.map_err(|error| unwritten(&error))
+                }
                 Step::Install(which) => self.install(table(which)).await,
                 Step::Open(which) => {
                     self.table.store(table(which).clone());
                     self.open();
+                    paused = closing.map_or(Duration::ZERO, |began| began.elapsed());
+                    Ok(())
+                }
+                Step::Settle => {
+                    took = began.elapsed();
+                    if let Err(error) = self.on_disk(StateFile::settle).await {
+                        tracing::warn!(%error, "write state file: the new table stands in one file instead of two until the next change; free the disk or mend the directory");
+                    }
                     Ok(())
                 }
                 Step::Over(Which::New) => break,
@@ -205,7 +227,7 @@ impl Adopter {
             tracing::info!(%from, %to, version = new.version(), "channels flipped");
         }
         let pubsub = turns.then(|| (old.pubsub(), new.pubsub()));
-        Ok(Adopted { version: new.version(), flips, pubsub, took: began.elapsed() })
+        Ok(Adopted { version: new.version(), flips, pubsub, took, paused })
     }
 
     /// Judges before anything is closed; open divergence gets `flip_timeout` to be repaired.
@@ -288,16 +310,6 @@ impl Adopter {
         }
     }
 
-    /// Writes down what begins.
-    async fn begin_phases(&self, flips: &[Flip], new: &Table) -> Result<(), Refused> {
-        begin_phases(flips, new, |route| self.state.lock().has_stale_cluster_keys(route));
-        self.save(new, false).await.map_err(|error| {
-            Refused(vec![format!(
-                "the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again"
-            )])
-        })
-    }
-
     /// Puts every dual route in doubt if a store may have lost something since this was asked last.
     pub async fn note_loss(&self) {
         let _turn = self.turn.lock().await;
@@ -338,8 +350,15 @@ impl Adopter {
     }
 
     async fn write(&self, snapshot: Snapshot) -> std::io::Result<()> {
+        self.on_disk(move |state| state.save(&snapshot)).await
+    }
+
+    async fn on_disk(
+        &self,
+        write: impl FnOnce(&mut StateFile) -> std::io::Result<()> + Send + 'static,
+    ) -> std::io::Result<()> {
         let state = self.state.clone();
-        tokio::task::spawn_blocking(move || state.lock().save(&snapshot)).await.map_err(std::io::Error::other)?
+        tokio::task::spawn_blocking(move || write(&mut state.lock())).await.map_err(std::io::Error::other)?
     }
 
     /// Notes what a whole walk has found out about routes that are still as they were marked; gives the others. It is on disk
@@ -377,6 +396,12 @@ pub fn learn(table: &Table, route: &Route, coverage: Coverage, doubt: Doubt) {
     {
         dual.set_in_doubt(doubt == Doubt::Stays);
     }
+}
+
+fn unwritten(error: &std::io::Error) -> Refused {
+    Refused(vec![format!(
+        "the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again"
+    )])
 }
 
 /// A worker did not answer in time.

@@ -43,6 +43,8 @@ pub enum Event {
         routes: Vec<String>,
         /// From the reading of the new table to its adoption on every worker.
         took_ms: f64,
+        /// For how long requests of the routes were held up.
+        paused_ms: f64,
     },
     Refused {
         reason: String,
@@ -62,7 +64,7 @@ struct Entries {
 impl History {
     /// Notes what an adoption flipped.
     pub fn flipped(&self, adopted: &Adopted) {
-        let took_ms = adopted.took.as_secs_f64() * 1e3;
+        let [took_ms, paused_ms] = [adopted.took, adopted.paused].map(|time| time.as_secs_f64() * 1e3);
         for from in Phase::ALL {
             for to in Phase::ALL {
                 let pubsub = adopted.pubsub.filter(|way| *way == (from, to)).map(|_| "pubsub".to_string());
@@ -71,7 +73,7 @@ impl History {
                 let count = flips.clone().count() + usize::from(pubsub.is_some());
                 if count > 0 {
                     let routes = names().take(NAMED_MAX).collect();
-                    self.note(adopted.version, Event::Flipped { from, to, count, routes, took_ms });
+                    self.note(adopted.version, Event::Flipped { from, to, count, routes, took_ms, paused_ms });
                 }
             }
         }
@@ -125,13 +127,14 @@ mod tests {
         let mut flips: Vec<Flip> = (0..10_000).map(|id| flip(id, Standalone, DualStandalone)).collect();
         flips.push(flip(10_000, DualCluster, Cluster));
         let pubsub = Some((Standalone, Cluster));
-        history.flipped(&Adopted { version: 7, flips, pubsub, took: Duration::from_millis(25) });
+        let [took, paused] = [25, 2].map(Duration::from_millis);
+        history.flipped(&Adopted { version: 7, flips, pubsub, took, paused });
         let entries = history.after(0);
         let told: Vec<(usize, usize)> = entries
             .iter()
             .map(|entry| match &entry.event {
-                Event::Flipped { count, routes, took_ms, .. } => {
-                    assert_eq!((entry.table_version, *took_ms), (7, 25.0));
+                Event::Flipped { count, routes, took_ms, paused_ms, .. } => {
+                    assert_eq!((entry.table_version, *took_ms, *paused_ms), (7, 25.0, 2.0));
                     (*count, routes.len())
                 }
                 Event::Refused { .. } => panic!("nothing was refused"),

@@ -2,12 +2,13 @@
 //! lets through meanwhile. Pure; [`adopt`](crate::dual::adopt) and the engine carry it out.
 //!
 //! ```text
-//!  begin ─► close sessions ─► close lanes ─► turn ─► judge ─► save ─► install new ─► open
-//!                │                │            │       │        │
-//!                └────────────────┴────────────┴───────┴────────┴──► turn back ─► install old ─► open
+//!  begin ─► prepare ─► close sessions ─► close lanes ─► turn ─► judge ─► commit ─► install new ─► open ─► settle
+//!              │             │                │            │       │         │
+//!              ▼             └────────────────┴────────────┴───────┴─────────┴──► turn back ─► install old ─► open
+//!            over
 //! ```
 //!
-//! Every step but the last is over when all workers have answered, or fails. Sessions are closed first, because what they
+//! What takes the disk long is done while nothing is closed. Every step but the last is over when all workers have answered, or fails. Sessions are closed first, because what they
 //! have begun still has to get through the lanes. A table is on every worker before any is opened: one that went on sooner
 //! could send a request into a lane that follows the old table.
 
@@ -35,18 +36,22 @@ pub enum Which {
 /// What the control thread does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
+    /// Writes what the state file is to say, not yet as what counts.
+    Prepare,
     /// Has each worker close a gate; over when nothing of the routes is in flight behind any of them.
     Close(Stage),
     /// Has each subscriber on the side of that table.
     Turn(Which),
     /// Looks at the facts once more: effects that failed meanwhile count.
     Judge,
-    /// Writes the state file.
-    Save,
+    /// Makes what was prepared count.
+    Commit,
     /// Has each worker take the table; over when all have it.
     Install(Which),
     /// Opens the gates of all. Nobody answers.
     Open(Which),
+    /// Tidies the state file.
+    Settle,
     /// The table is adopted, or nothing has changed.
     Over(Which),
 }
@@ -55,15 +60,14 @@ pub enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Adoption {
     step: Step,
+    closes: bool,
     turns: bool,
 }
 
 impl Adoption {
     /// `closes`: keys of some route change how they are served; `turns`: the channels go to the other side.
     pub fn begin(closes: bool, turns: bool) -> Self {
-        // Without either nothing has to wait: no request is led elsewhere.
-        let step = if closes || turns { Step::Close(Stage::Sessions) } else { Step::Save };
-        Self { step, turns }
+        Self { step: Step::Prepare, closes: closes || turns, turns }
     }
 
     /// What is to be done now.
@@ -74,18 +78,25 @@ impl Adoption {
     /// It is done, or could not be.
     pub fn done(&mut self, succeeded: bool) {
         self.step = match self.step {
+            Step::Prepare if !succeeded => Step::Over(Which::Old),
+            Step::Prepare if self.closes => Step::Close(Stage::Sessions),
+            // Nothing has to wait: no request is led elsewhere.
+            Step::Prepare => Step::Commit,
             Step::Close(_) if !succeeded => Step::Install(Which::Old),
             Step::Close(Stage::Sessions) => Step::Close(Stage::Lanes),
             Step::Close(Stage::Lanes) if self.turns => Step::Turn(Which::New),
             Step::Close(Stage::Lanes) => Step::Judge,
             Step::Turn(Which::New) if succeeded => Step::Judge,
-            Step::Judge if succeeded => Step::Save,
-            Step::Save if succeeded => Step::Install(Which::New),
+            Step::Judge if succeeded => Step::Commit,
+            Step::Commit if succeeded => Step::Install(Which::New),
             // Whoever went over comes back; nothing was published there.
-            Step::Turn(Which::New) | Step::Judge | Step::Save if self.turns => Step::Turn(Which::Old),
-            Step::Turn(_) | Step::Judge | Step::Save => Step::Install(Which::Old),
+            Step::Turn(Which::New) | Step::Judge | Step::Commit if self.turns => Step::Turn(Which::Old),
+            Step::Turn(_) | Step::Judge | Step::Commit => Step::Install(Which::Old),
             Step::Install(which) => Step::Open(which),
-            Step::Open(which) | Step::Over(which) => Step::Over(which),
+            Step::Open(Which::New) => Step::Settle,
+            Step::Settle => Step::Over(Which::New),
+            Step::Open(Which::Old) => Step::Over(Which::Old),
+            Step::Over(which) => Step::Over(which),
         }
     }
 }
@@ -210,16 +221,18 @@ mod tests {
         use Step::*;
         use Which::*;
         let (sessions, lanes) = (Close(Stage::Sessions), Close(Stage::Lanes));
-        let all = [sessions, lanes, Turn(New), Judge, Save, Install(New), Open(New), Over(New)];
+        let all = [Prepare, sessions, lanes, Turn(New), Judge, Commit, Install(New), Open(New), Settle, Over(New)];
         assert_eq!(steps(Adoption::begin(true, true), None), all);
-        for (number, step) in all[..5].iter().enumerate() {
+        assert_eq!(steps(Adoption::begin(true, true), Some(Prepare)), [Prepare, Over(Old)]);
+        for (number, step) in all[..6].iter().enumerate().skip(1) {
             let mut wanted = all[..=number].to_vec();
-            wanted.extend((number >= 2).then_some(Turn(Old)));
+            wanted.extend((number >= 3).then_some(Turn(Old)));
             wanted.extend([Install(Old), Open(Old), Over(Old)]);
             assert_eq!(steps(Adoption::begin(true, true), Some(*step)), wanted, "{step:?}");
         }
-        let without = steps(Adoption::begin(true, false), Some(Save));
-        assert_eq!(without, [sessions, lanes, Judge, Save, Install(Old), Open(Old), Over(Old)]);
-        assert_eq!(steps(Adoption::begin(false, false), None), [Save, Install(New), Open(New), Over(New)]);
+        let without = steps(Adoption::begin(true, false), Some(Commit));
+        assert_eq!(without, [Prepare, sessions, lanes, Judge, Commit, Install(Old), Open(Old), Over(Old)]);
+        let unclosed = [Prepare, Commit, Install(New), Open(New), Settle, Over(New)];
+        assert_eq!(steps(Adoption::begin(false, false), None), unclosed);
     }
 }

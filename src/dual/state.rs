@@ -1,7 +1,10 @@
 //! The state file: the phases and coverages of the last run, and whether it ended cleanly.
 //!
 //! Two small files with the same text, each written beside itself, synced and renamed, with a CRC line: a crash leaves the
-//! old one or the new one, and a disk that spoils one of them spoils nothing. With both spoilt the program does not start:
+//! old one or the new one, and a disk that spoils one of them spoils nothing. A flip must be on disk before a client sees it,
+//! while the gates are closed, and three syncs of a busy disk take seconds: it is written whole to a third file before, and
+//! counts from when one byte of that is overwritten, which moves no metadata. With both files spoilt, or the third one, the
+//! program does not start:
 //! which store leads a route, and whether the other one holds keys that were deleted since, cannot be guessed without
 //! answering from the wrong one. The operator may, by moving them away, take the table as it stands in proxy.toml; a journal
 //! that is there without them puts every dual route in doubt.
@@ -9,6 +12,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -51,7 +55,7 @@ pub struct Naming {
     pub databases: Option<Databases>,
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Document {
     format: u32,
     /// Grows with each save, so that the newer of two is known.
@@ -115,29 +119,60 @@ impl Memory {
     }
 }
 
+/// A snapshot on its way to the disk.
+#[derive(Debug)]
+struct Draft {
+    document: Document,
+    memory: Memory,
+    text: String,
+}
+
+impl Draft {
+    /// Whether the draft says of a snapshot what matters. A doubt that was written down and is none any more costs a backfill;
+    /// the other way round it would be forgotten.
+    fn stands_for(&self, snapshot: &Snapshot) -> bool {
+        let mut drafted = self.document.snapshot.clone();
+        for (record, now) in drafted.routes.iter_mut().zip(&snapshot.routes) {
+            record.in_doubt &= now.in_doubt;
+        }
+        drafted == *snapshot
+    }
+}
+
+/// The third file ends with one of them, on a line of its own; neither can stand there in the text.
+const PREPARED: u8 = b'?';
+const COMMITTED: u8 = b'!';
+
 /// See the module.
 #[derive(Debug)]
 pub struct StateFile {
     paths: [PathBuf; 2],
+    next: PathBuf,
     number: u64,
     memory: Memory,
+    /// In the third file, and that file.
+    prepared: Option<(Draft, fs::File)>,
 }
 
 impl StateFile {
     /// Opens or begins the state of a directory; `None`: there was none, so this is the very first start.
     pub fn open(directory: &Path) -> io::Result<(Self, Option<Snapshot>)> {
         fs::create_dir_all(directory)?;
-        let paths = paths(directory);
-        let Some(document) = newest(&paths)? else {
-            return Ok((Self { paths, number: 0, memory: Memory::default() }, None));
+        let (paths, next) = (paths(directory), next(directory));
+        let found = newest(directory)?;
+        let number = found.as_ref().map_or(0, |document| document.number);
+        let (memory, snapshot) = match found {
+            Some(Document { snapshot, stale_on_cluster, .. }) => {
+                (Memory { stale: stale_on_cluster, last: snapshot.clone() }, Some(snapshot))
+            }
+            None => (Memory::default(), None),
         };
-        let memory = Memory { stale: document.stale_on_cluster, last: document.snapshot.clone() };
-        Ok((Self { paths, number: document.number, memory }, Some(document.snapshot)))
+        Ok((Self { paths, next, number, memory, prepared: None }, snapshot))
     }
 
     /// What is remembered in a directory, changing nothing; `None`: nothing yet.
     pub fn read(directory: &Path) -> io::Result<Option<Snapshot>> {
-        Ok(newest(&paths(directory))?.map(|document| document.snapshot))
+        Ok(newest(directory)?.map(|document| document.snapshot))
     }
 
     /// See [`Memory::has_stale_cluster_keys`].
@@ -147,6 +182,46 @@ impl StateFile {
 
     /// Writes the state; it is on disk when this returns.
     pub fn save(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        self.prepared = None;
+        let draft = self.draft(snapshot)?;
+        self.write_whole(&draft)?;
+        self.memory = draft.memory;
+        Ok(())
+    }
+
+    /// Writes what the state may become, which [`StateFile::commit`] decides.
+    pub fn prepare(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        self.prepared = None;
+        let draft = self.draft(snapshot)?;
+        write_beside(&self.next, &[draft.text.as_bytes(), &[PREPARED]])?;
+        self.sync_directory()?;
+        self.prepared = Some((draft, fs::File::options().write(true).open(&self.next)?));
+        Ok(())
+    }
+
+    /// What was prepared is the state, and is on disk when this returns; what differs from it, or was not prepared, is saved.
+    pub fn commit(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        let Some((draft, file)) = self.prepared.take().filter(|(draft, _)| draft.stands_for(snapshot)) else {
+            return self.save(snapshot);
+        };
+        let at = draft.text.len() as u64;
+        if let Err(error) = file.write_all_at(&[COMMITTED], at).and_then(|()| file.sync_data()) {
+            // The caller goes on as before, so that is what the next start has to find.
+            file.write_all_at(&[PREPARED], at)?;
+            return Err(error);
+        }
+        self.memory = draft.memory.clone();
+        self.prepared = Some((draft, file));
+        Ok(())
+    }
+
+    /// Brings what was committed into the two files. The gates are open by now, and nothing depends on how long it takes.
+    pub fn settle(&mut self) -> io::Result<()> {
+        let Some((draft, _)) = self.prepared.take() else { return Ok(()) };
+        self.write_whole(&draft)
+    }
+
+    fn draft(&mut self, snapshot: &Snapshot) -> io::Result<Draft> {
         let mut memory = self.memory.clone();
         memory.note(snapshot);
         self.number += 1;
@@ -154,50 +229,87 @@ impl StateFile {
         let document = Document { format: FORMAT, number, snapshot: snapshot.clone(), stale_on_cluster };
         let body = serde_json::to_string(&document).map_err(io::Error::other)?;
         let text = format!("{body}\n{:08x}\n", crc32fast::hash(body.as_bytes()));
-        for path in &self.paths {
-            let new = path.with_extension("new");
-            let mut file = fs::File::create(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, path)?;
-        }
-        fs::File::open(self.paths[0].parent().unwrap_or(Path::new(".")))?.sync_all()?;
-        self.memory = memory;
-        Ok(())
+        Ok(Draft { document, memory, text })
     }
+
+    fn write_whole(&self, draft: &Draft) -> io::Result<()> {
+        for path in &self.paths {
+            write_beside(path, &[draft.text.as_bytes()])?;
+        }
+        self.sync_directory()?;
+        match fs::remove_file(&self.next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        fs::File::open(self.next.parent().unwrap_or(Path::new(".")))?.sync_all()
+    }
+}
+
+/// Replaces a file by one that is on disk.
+fn write_beside(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = fs::File::create(&new)?;
+    parts.iter().try_for_each(|part| file.write_all(part))?;
+    file.sync_all()?;
+    fs::rename(&new, path)
 }
 
 fn paths(directory: &Path) -> [PathBuf; 2] {
     [directory.join("state.json"), directory.join("state.copy.json")]
 }
 
-/// The newer of those that can be read; `None`: there are none. One that is missing or spoilt is told and made good by the
-/// next save.
-fn newest(paths: &[PathBuf; 2]) -> io::Result<Option<Document>> {
+fn next(directory: &Path) -> PathBuf {
+    directory.join("state.next.json")
+}
+
+/// The newest of those that can be read; `None`: there are none. One of the two that is missing or spoilt is told and made
+/// good by the next save.
+fn newest(directory: &Path) -> io::Result<Option<Document>> {
+    let paths = paths(directory);
     let read = |path: &PathBuf| match fs::read(path) {
         Ok(bytes) => parse(&String::from_utf8_lossy(&bytes)).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     };
-    match [read(&paths[0]), read(&paths[1])] {
-        [Ok(Some(one)), Ok(Some(other))] => Ok(Some(if one.number >= other.number { one } else { other })),
-        [Ok(None), Ok(None)] => Ok(None),
-        [Ok(one), Ok(other)] => Ok(one.or(other)),
+    let newer = |one: Option<Document>, other: Option<Document>| {
+        [one, other].into_iter().flatten().max_by_key(|document| document.number)
+    };
+    let saved = match [read(&paths[0]), read(&paths[1])] {
+        [Ok(one), Ok(other)] => newer(one, other),
         [Err(error), Ok(Some(good))] | [Ok(Some(good)), Err(error)] => {
             tracing::warn!(%error, "one of the two state files cannot be used; the other one is whole");
-            Ok(Some(good))
+            Some(good)
         }
-        [Err(error), _] | [_, Err(error)] => Err(error),
+        [Err(error), _] | [_, Err(error)] => return Err(error),
+    };
+    let committed = match fs::read(next(directory)) {
+        Ok(bytes) => parse_next(&bytes)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(newer(saved, committed))
+}
+
+/// `None`: it was never committed.
+fn parse_next(bytes: &[u8]) -> io::Result<Option<Document>> {
+    match bytes.split_last() {
+        Some((&PREPARED, [.., b'\n'])) => Ok(None),
+        Some((&COMMITTED, text)) => parse(&String::from_utf8_lossy(text)).map(Some),
+        _ => Err(broken("state.next.json has no mark")),
     }
 }
 
+fn broken(what: &str) -> io::Error {
+    io::Error::other(format!(
+        "the state files are damaged ({what}), and which store leads must not be guessed; restore {{state,state.copy,state.next}}.json, or move them \
+         all away to take the table as it stands in proxy.toml, with every dual route in doubt"
+    ))
+}
+
 fn parse(text: &str) -> io::Result<Document> {
-    let broken = |what: &str| {
-        io::Error::other(format!(
-            "the state files are damaged ({what}), and which store leads must not be guessed; restore {{state,state.copy}}.json, or move both away to \
-             take the table as it stands in proxy.toml, with every dual route in doubt"
-        ))
-    };
     let (body, crc) = text.trim_end().rsplit_once('\n').ok_or_else(|| broken("no checksum"))?;
     if format!("{:08x}", crc32fast::hash(body.as_bytes())) != crc {
         return Err(broken("wrong checksum"));
@@ -249,6 +361,60 @@ mod tests {
         fs::write(directory.path().join("state.copy.json"), b"{}").unwrap();
         let error = StateFile::open(directory.path()).unwrap_err().to_string();
         assert!(error.contains("which store leads must not be guessed"), "{error}");
+    }
+
+    #[test]
+    fn what_was_prepared_counts_once_it_is_committed_and_at_every_byte_of_the_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let read = || StateFile::read(directory.path()).unwrap().unwrap().version;
+        let snapshot = |version| Snapshot { version, routes: vec![record(Phase::Cluster)], ..Snapshot::default() };
+        let (mut file, _) = StateFile::open(directory.path()).unwrap();
+        file.save(&snapshot(1)).unwrap();
+        file.prepare(&snapshot(2)).unwrap();
+        assert_eq!(read(), 1, "not decided yet");
+        file.commit(&snapshot(2)).unwrap();
+        assert_eq!(read(), 2);
+        let next = directory.path().join("state.next.json");
+        let whole = fs::read(&next).unwrap();
+        for cut in 0..whole.len() {
+            fs::write(&next, &whole[..cut]).unwrap();
+            assert!(StateFile::read(directory.path()).is_err(), "cut at {cut}: which of the two counts is not guessed");
+        }
+        fs::write(&next, &whole).unwrap();
+        file.settle().unwrap();
+        assert!(!next.exists());
+        assert_eq!(read(), 2);
+        // What changed since it was prepared, and what was saved in between, is not lost to it.
+        file.prepare(&snapshot(3)).unwrap();
+        file.commit(&snapshot(4)).unwrap();
+        assert_eq!(read(), 4);
+        file.prepare(&snapshot(5)).unwrap();
+        file.save(&snapshot(6)).unwrap();
+        file.commit(&snapshot(5)).unwrap();
+        assert_eq!(read(), 5);
+        // A start after a crash between the two.
+        file.prepare(&snapshot(7)).unwrap();
+        file.commit(&snapshot(7)).unwrap();
+        let (mut file, found) = StateFile::open(directory.path()).unwrap();
+        assert_eq!(found.unwrap().version, 7);
+        file.save(&snapshot(8)).unwrap();
+        assert_eq!(read(), 8);
+    }
+
+    #[test]
+    fn a_doubt_that_came_up_since_it_was_prepared_is_written_down() {
+        let directory = tempfile::tempdir().unwrap();
+        let doubtful = |in_doubt| Snapshot {
+            routes: vec![RouteRecord { in_doubt, ..record(Phase::Cluster) }],
+            ..Snapshot::default()
+        };
+        let (mut file, _) = StateFile::open(directory.path()).unwrap();
+        for (prepared, now, remembered) in [(false, true, true), (true, false, true), (false, false, false)] {
+            file.prepare(&doubtful(prepared)).unwrap();
+            file.commit(&doubtful(now)).unwrap();
+            assert_eq!(StateFile::read(directory.path()).unwrap(), Some(doubtful(remembered)));
+            file.settle().unwrap();
+        }
     }
 
     #[test]

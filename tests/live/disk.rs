@@ -1,5 +1,6 @@
 //! The state directory on a disk that is full, spoilt or read-only.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -74,26 +75,38 @@ fn a_disk_that_is_full_delays_the_answer_and_loses_no_record() {
     });
 }
 
-/// A pipe where the state file is written: whoever opens it stands still until somebody reads, like on a disk that hangs.
-#[test]
-fn a_disk_that_hangs_during_a_flip_stops_neither_the_admin_side_nor_other_routes() {
-    let stores = Stores::shared();
-    let mut proxy = Settings::of(stores).phase("633", "standalone").start().ready();
-    let pipe = proxy.directory.path().join("state/state.new");
+/// A pipe where the state file is to be written: whoever opens it stands still until somebody reads, like on a disk that
+/// hangs.
+fn hang_disk(proxy: &Proxy, file: &str) -> PathBuf {
+    let pipe = proxy.directory.path().join("state").join(file);
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("run mkfifo").success());
-    proxy.edit(|settings| settings.phase("633", "dual-standalone"));
-    let mut other = proxy.connect();
+    pipe
+}
+
+/// For 2 s, the admin side and clients of these providers get their answers at once.
+fn assert_nobody_waits(proxy: &Proxy, providers: &[u32]) {
+    let mut client = proxy.connect();
     let until = Instant::now() + Duration::from_secs(2);
-    let (mut slowest, mut number) = (Duration::ZERO, 0);
+    let mut slowest = Duration::ZERO;
     while Instant::now() < until {
         let began = Instant::now();
         assert_eq!(proxy.http("/readyz").0, 200);
-        number += 1;
-        assert_eq!(run(&mut other, "INCR provider:634:n"), Value::Int(number));
+        for provider in providers {
+            assert!(matches!(run(&mut client, &format!("INCR provider:{provider}:n")), Value::Int(_)));
+        }
         slowest = slowest.max(began.elapsed());
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+}
+
+#[test]
+fn a_disk_that_hangs_during_a_flip_stops_neither_the_admin_side_nor_other_routes() {
+    let stores = Stores::shared();
+    let mut proxy = Settings::of(stores).phase("633", "standalone").start().ready();
+    let pipe = hang_disk(&proxy, "state.next.new");
+    proxy.edit(|settings| settings.phase("633", "dual-standalone"));
+    assert_nobody_waits(&proxy, &[633, 634]);
     assert_eq!(state_of(&proxy, "633")["phase"], "standalone", "nothing begins before it is written down");
     // The disk answers, and cannot sync.
     std::fs::read(&pipe).expect("read the pipe");
@@ -102,6 +115,16 @@ fn a_disk_that_hangs_during_a_flip_stops_neither_the_admin_side_nor_other_routes
     // It stands in the file, and is asked for once more.
     proxy.cli_ok("move 633 --to dual-standalone");
     assert_eq!(state_of(&proxy, "633")["phase"], "dual-standalone");
+    // Hanging from the moment in which the decision is on disk, it holds up what comes next and no client.
+    let pipe = hang_disk(&proxy, "state.new");
+    proxy.edit(|settings| settings.phase("633", "standalone"));
+    eventually("flipped", || state_of(&proxy, "633")["phase"] == "standalone");
+    assert_nobody_waits(&proxy, &[633, 634]);
+    proxy.kill();
+    std::fs::remove_file(&pipe).expect("remove");
+    proxy.start_again();
+    assert_eq!(state_of(&proxy, "633")["phase"], "standalone");
+    assert!(!proxy.log().contains("first start"), "{}", proxy.log());
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use redis::{Connection, Value};
+use serde_json::Value as Json;
 
 use crate::common::{Proxy, Redis, Settings, Stores, command, connect, eventually, run, try_run};
 use crate::fault::{Fault, FaultProxy, Point, Way};
@@ -238,8 +239,11 @@ impl Crew {
         let wrong: Vec<String> = told.iter().flat_map(|told| told.wrong.clone()).collect();
         let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap_or_default();
         let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM unknown").to_string();
+        let flips: Json = serde_json::from_str(&proxy.http("/api/flips").1).expect("JSON");
+        let flips = flips["history"].as_array().expect("entries");
+        let paused = flips.iter().filter_map(|entry| entry["paused_ms"].as_f64()).fold(0.0, f64::max);
         println!(
-            "{name}: {} operations, {} errors, {} wrong values, the longest took {longest:?}, {}",
+            "{name}: {} operations, {} errors, {} wrong values, the longest took {longest:?}, the longest flip paused {paused:.1} ms, {}",
             sum(|told| told.done),
             errors.len(),
             wrong.len(),

@@ -438,7 +438,7 @@ impl State {
         let Some((adoption, to, _)) = self.adoption else { return };
         match adoption.step() {
             Step::Judge => return self.done(self.judged(to)),
-            Step::Save => self.saved = (to, self.coverage),
+            Step::Commit => self.saved = (to, self.coverage),
             Step::Open(Which::New) => {
                 self.phase = to;
                 self.since += 1;

@@ -218,10 +218,13 @@ impl World {
                 true
             }
             Step::Judge => adopt::judge(&flips, &old, |_| false).is_ok(),
-            Step::Save => {
+            Step::Prepare => {
                 let memory = &self.disk.memory;
                 adopt::begin_phases(&flips, &new, |route| memory.has_stale_cluster_keys(route));
-                let is_full = self.rng.u32(..10) == 0;
+                self.rng.u32(..20) > 0
+            }
+            Step::Commit => {
+                let is_full = self.rng.u32(..20) == 0;
                 if !is_full {
                     self.disk.save(adopt::snapshot_of(&new, false));
                 }
@@ -232,7 +235,7 @@ impl World {
                 self.say_all(|| Message::Open);
                 true
             }
-            Step::Turn(_) => true,
+            Step::Turn(_) | Step::Settle => true,
             Step::Over(_) => {
                 self.control.running = None;
                 return Ok(());

@@ -284,7 +284,7 @@ function showDrawer() {
   opened.facts.replaceChildren(...facts.map(([name, what]) => el("div", {}, el("dt", {}, name), el("dd", {}, what))));
   const flips = state.history.filter(entry => entry.event === "flipped" && entry.routes.includes(row.id)).reverse().slice(0, 6);
   opened.past.replaceChildren(...flips.map(entry => el("li", { class: "entry" }, el("p", { class: "ways" }, phase(entry.from), el("span", { class: "to" }, "→"), phase(entry.to)),
-    el("p", { class: "facts" }, `${new Date(entry.at_ms).toLocaleTimeString("en-GB")} · adopted in ${milliseconds(entry.took_ms)} · table ${entry.table_version}`))));
+    el("p", { class: "facts" }, `${new Date(entry.at_ms).toLocaleTimeString("en-GB")} · adopted in ${milliseconds(entry.took_ms)}, paused ${milliseconds(entry.paused_ms)} · table ${entry.table_version}`))));
   if (!flips.length) opened.past.replaceChildren(el("li", { class: "nothing" }, "None in this run of the proxy."));
 }
 

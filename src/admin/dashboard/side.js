@@ -57,7 +57,7 @@ function newEntry(entry) {
     ? el("li", { class: "entry" },
       el("p", { class: "title" }, el("strong", {}, names(entry.routes, entry.count)), when),
       el("p", { class: "ways" }, phase(entry.from), el("span", { class: "to", "aria-label": "to" }, "→"), phase(entry.to)),
-      el("p", { class: "facts" }, `adopted in ${milliseconds(entry.took_ms)} · table ${entry.table_version}`))
+      el("p", { class: "facts" }, `adopted in ${milliseconds(entry.took_ms)}, paused ${milliseconds(entry.paused_ms)} · table ${entry.table_version}`))
     : el("li", { class: "entry refused" },
       el("p", { class: "title" }, el("strong", {}, "table refused"), when),
       reason(entry.reason),
