@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Cache};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
@@ -58,6 +58,7 @@ type NodeLink<W> = Rc<Link<Item<W>>>;
 
 /// The links to the primaries of one slot map, by its own numbering of them.
 struct Primaries<W: Waiter> {
+    newest: Cache<Arc<ArcSwap<SlotMap>>, Arc<SlotMap>>,
     map: Arc<SlotMap>,
     links: Vec<NodeLink<W>>,
 }
@@ -95,12 +96,14 @@ impl<W: Waiter> Stores<W> {
             config.loss.clone(),
             standalone_watch.clone(),
         );
+        let newest = Cache::new(config.slot_map.clone());
+        let primaries = Primaries { newest, map: Arc::new(SlotMap::default()), links: Vec::new() };
         Self(Rc::new(Inner {
             config,
             main,
             databases: RefCell::new(HashMap::new()),
             nodes: RefCell::new(HashMap::new()),
-            primaries: RefCell::new(Primaries { map: Arc::new(SlotMap::default()), links: Vec::new() }),
+            primaries: RefCell::new(primaries),
             holds: RefCell::new(HashMap::new()),
             barriers: RefCell::new(Vec::new()),
             held: Held::default(),
@@ -133,9 +136,17 @@ impl<W: Waiter> Stores<W> {
     }
 
     fn submit(&self, to: Destination, request: Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
-        let item = Item::new(self.0.clone(), to, request, replies, protocol, waiter);
-        if let Some(item) = self.0.behind_barrier(item).and_then(|item| self.0.behind_hold(item)) {
-            self.0.send(item);
+        let inner = &self.0;
+        let item = Item::new(inner.clone(), to, request, replies, protocol, waiter);
+        if matches!(to, Destination::Slot(_)) {
+            // A change of the layout is seen before anything goes by it.
+            inner.refresh_primaries();
+        }
+        if !inner.is_holding() {
+            return inner.send(item);
+        }
+        if let Some(item) = inner.behind_barrier(item).and_then(|item| inner.behind_hold(item)) {
+            inner.send(item);
         }
     }
 
@@ -276,7 +287,7 @@ impl<W: Waiter> Inner<W> {
         }
     }
 
-    /// Sends an item to where it belongs now.
+    /// Sends an item to where it belongs by the layout that was looked at last.
     pub(super) fn send(self: &Rc<Self>, item: Item<W>) {
         let link = match item.to {
             Destination::Standalone(db) if db == self.config.standalone.db => Some(self.main.clone()),
@@ -321,22 +332,28 @@ impl<W: Waiter> Inner<W> {
     }
 
     fn primary(self: &Rc<Self>, slot: u16) -> Option<NodeLink<W>> {
-        self.refresh_primaries();
         let primaries = self.primaries.borrow();
         primaries.links.get(primaries.map.owner_index(slot)?).cloned()
     }
 
     fn refresh_primaries(self: &Rc<Self>) {
-        let newest = self.config.slot_map.load();
-        if Arc::ptr_eq(&newest, &self.primaries.borrow().map) {
-            return;
-        }
+        let newest = {
+            let mut primaries = self.primaries.borrow_mut();
+            let Primaries { newest, map, .. } = &mut *primaries;
+            match newest.load() {
+                newest if Arc::ptr_eq(newest, map) => return,
+                newest => newest.clone(),
+            }
+        };
         let links = newest.primaries().iter().map(|address| self.node(address)).collect();
-        let before = self.primaries.replace(Primaries { map: newest.clone(), links });
+        let (map, links) = {
+            let mut primaries = self.primaries.borrow_mut();
+            (std::mem::replace(&mut primaries.map, newest.clone()), std::mem::replace(&mut primaries.links, links))
+        };
         // What the former owner has not answered yet may come back as MOVED: what is asked from now on waits for it.
-        for (index, link) in before.links.into_iter().enumerate() {
+        for (index, link) in links.into_iter().enumerate() {
             let (sent, answered) = link.progress();
-            let slots = if sent > answered { before.map.slots_lost_by(index, &newest) } else { Vec::new() };
+            let slots = if sent > answered { map.slots_lost_by(index, &newest) } else { Vec::new() };
             if !slots.is_empty() {
                 self.barriers.borrow_mut().push(Barrier::new(slots, link, sent, self.held.clone()));
             }
@@ -346,8 +363,6 @@ impl<W: Waiter> Inner<W> {
     /// Gives the item back unless it has to wait for the former owner of its slot.
     fn behind_barrier(self: &Rc<Self>, item: Item<W>) -> Option<Item<W>> {
         let Destination::Slot(slot) = item.to else { return Some(item) };
-        // The layout is looked at first, so that a change is seen before anything goes by it.
-        self.refresh_primaries();
         let mut barriers = self.barriers.borrow_mut();
         let Some(barrier) = barriers.iter_mut().find(|barrier| barrier.covers(slot)) else { return Some(item) };
         if self.held.bytes() > self.config.queue_bytes_max {
@@ -361,9 +376,6 @@ impl<W: Waiter> Inner<W> {
 
     /// Gives the item back unless its destination is on hold.
     fn behind_hold(&self, item: Item<W>) -> Option<Item<W>> {
-        if self.holds.borrow().is_empty() {
-            return Some(item);
-        }
         let mut holds = self.holds.borrow_mut();
         let Some(hold) = holds.get_mut(&item.to) else { return Some(item) };
         if self.held.bytes() > self.config.queue_bytes_max {
@@ -388,6 +400,7 @@ impl<W: Waiter> Inner<W> {
             }
             !is_over
         });
+        self.refresh_primaries();
         for item in lifted {
             // What came back from the former owner goes first; it waits in the slot's hold.
             if let Some(item) = self.behind_barrier(item).and_then(|item| self.behind_hold(item)) {
@@ -464,6 +477,8 @@ impl<W: Waiter> Inner<W> {
     /// Ends a hold when its time has come and everything sent before it is answered: what came back goes first, in order.
     /// Where the destination took nothing, one request goes first, and the hold ends when it has passed.
     pub(super) fn release(self: &Rc<Self>, to: Destination) {
+        // What came back by a redirect goes by what that said.
+        self.refresh_primaries();
         let hold = {
             let mut holds = self.holds.borrow_mut();
             let Some(hold) = holds.get_mut(&to).filter(|hold| hold.is_ready(self.now.get())) else { return };
