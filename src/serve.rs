@@ -37,6 +37,7 @@ use crate::dual::{Audience, Copying, Message, Peers, Shadowing, Subscribing};
 use crate::jobs::checkpoint::{JobFile, Record};
 use crate::jobs::{self, Jobs};
 use crate::metrics::{PANICS, Totals};
+use crate::routing::flip::Jumps;
 use crate::routing::{Key, Phase, RouteName, Table};
 use crate::serve::listeners::Listeners;
 use crate::session::users::Users;
@@ -111,6 +112,7 @@ pub fn run(path: &Path, beside: Beside) -> anyhow::Result<()> {
         // Before anybody is served: a signal that comes without a handler ends the program in the midst of an answer.
         let signals = Signals::listen()?;
         let program = Program::start(config, path, table, state, journal, totals, inherited)?;
+        let is_refused = refused.is_some();
         if let Some(refused) = refused {
             tracing::error!(reason = %refused, "proxy.toml was changed while the proxy was down in a way that could lose data; going on with the last adopted table until the file can be adopted");
             program.adopter.note_refusal(refused.to_string(), file_crc(path));
@@ -119,7 +121,7 @@ pub fn run(path: &Path, beside: Beside) -> anyhow::Result<()> {
         program.adopter.save(&program.adopter.table(), false).await.context("write state file")?;
         let is_clean = snapshot.as_ref().is_some_and(|snapshot| snapshot.clean);
         program.recover(found.open, is_clean);
-        program.serve(path, loaded, level, signals).await
+        program.serve(path, loaded, level, signals, is_refused).await
     })
 }
 
@@ -427,13 +429,15 @@ impl Program {
         tokio::spawn(jobs.sync(routes, options));
     }
 
-    /// Adopts what the file becomes, until a signal ends the program.
+    /// Adopts what the file becomes, until a signal ends the program. `is_refused`: it could not be adopted as it was, without
+    /// a store to ask.
     async fn serve(
         mut self,
         path: &Path,
         loaded: Option<Fingerprint>,
         level: LevelHandle,
         mut signals: Signals,
+        is_refused: bool,
     ) -> anyhow::Result<()> {
         let (changed, mut changes) = mpsc::channel(1);
         let watching = [vec![path.to_path_buf()], self.certificates.paths()].concat();
@@ -446,6 +450,9 @@ impl Program {
         let scheme = if self.config.listen.tls.is_some() { "rediss" } else { "redis" };
         service::tell(&format!("READY=1\nSTATUS=serving {scheme}://{listen}/0"));
         tracing::info!(url = %format!("{scheme}://{listen}/0"), admin = %format!("http://{admin}/"), workers = self.workers.len(), "serving");
+        if is_refused {
+            self.reload(path, &level).await;
+        }
         let sockets = std::mem::take(&mut self.sockets);
         let mut handed_over = tokio::spawn(takeover::offer(self.config.state_directory.clone(), sockets));
         loop {
@@ -495,7 +502,8 @@ impl Program {
         // Another URL waits for a restart, and its database with it.
         let mut routing = config.routing;
         routing.databases.main = self.config.routing.databases.main;
-        if let Ok(adopted) = self.adopter.propose(&routing, crc).await {
+        let find = async |jumps: &Jumps| self.jobs.found(jumps).await;
+        if let Ok(adopted) = self.adopter.propose(&routing, crc, find).await {
             tracing::info!(
                 version = adopted.version,
                 flips = adopted.flips.len(),

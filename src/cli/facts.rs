@@ -33,7 +33,7 @@ impl Fact {
             coverage: self.coverage,
             divergence: self.open_divergence,
             in_doubt: self.in_doubt,
-            untouched: false,
+            ..RouteFacts::default()
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::dual::history::History;
 use crate::dual::install::{Adoption, Stage, Step, Which};
 use crate::dual::message::{Message, Peers};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
-use crate::routing::flip::{self, Closing, Flip, RefusedFlip, RouteFacts};
+use crate::routing::flip::{self, Closing, Flip, Jumps, RefusedFlip, RouteFacts};
 use crate::routing::{ClusterKeys, Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
 use crate::store::Loss;
 
@@ -141,9 +141,15 @@ impl Adopter {
         self.consider(file_crc);
     }
 
-    /// Adopts a table, or says why not. `file_crc`: of the file it was read from.
-    pub async fn propose(&self, spec: &RoutingSpec, file_crc: u32) -> Result<Adopted, Refused> {
-        let outcome = self.adopt(spec).await;
+    /// Adopts a table, or says why not. `file_crc`: of the file it was read from. `find`: which flips of a key that is there,
+    /// on either store, would make; or why that cannot be told.
+    pub async fn propose(
+        &self,
+        spec: &RoutingSpec,
+        file_crc: u32,
+        find: impl AsyncFnOnce(&Jumps) -> Result<Vec<Flip>, String>,
+    ) -> Result<Adopted, Refused> {
+        let outcome = self.adopt(spec, find).await;
         match &outcome {
             Ok(adopted) => self.history.flipped(adopted),
             Err(refused) => self.history.refused(self.table().version(), &refused.to_string()),
@@ -161,7 +167,11 @@ impl Adopter {
         outcome
     }
 
-    async fn adopt(&self, spec: &RoutingSpec) -> Result<Adopted, Refused> {
+    async fn adopt(
+        &self,
+        spec: &RoutingSpec,
+        find: impl AsyncFnOnce(&Jumps) -> Result<Vec<Flip>, String>,
+    ) -> Result<Adopted, Refused> {
         let _turn = self.turn.lock().await;
         let began = Instant::now();
         let old = self.table.load_full();
@@ -172,13 +182,18 @@ impl Adopter {
         }
         let flips = flip::flips(&old, &new);
         let forced = |route: &RouteName| spec.is_forced(route);
-        self.wait_for_repairs(&old, &flips, forced).await?;
+        let jumps = Jumps::of(&old, &new, &flips, forced);
+        // Whatever else is refused is known sooner.
+        self.wait_for_repairs(&old, &flips, jumps.flips(), forced).await?;
+        let untouched = self.untouched(&jumps, find).await;
+        judge(&flips, &old, &untouched, forced)?;
         let turns = old.pubsub().leader() != new.pubsub().leader();
         let closed: Vec<Flip> = flips.iter().cloned().chain(flip::unlearnt(&old, &new)).collect();
         let mut adoption = Adoption::begin(!closed.is_empty(), turns);
         let table = |which| if which == Which::Old { &old } else { &new };
         let (mut refused, mut took, mut paused) = (None, Duration::ZERO, Duration::ZERO);
-        let mut closing = None;
+        // What was looked through is closed already.
+        let mut closing = (!untouched.is_empty()).then(Instant::now);
         loop {
             let outcome = match adoption.step() {
                 Step::Close(stage) => {
@@ -188,7 +203,7 @@ impl Adopter {
                 Step::Turn(which) => self.turn(table(which).pubsub().leader()).await,
                 Step::Judge => {
                     self.note_loss_in(&[&old, &new]).await;
-                    judge(&flips, &old, forced)
+                    judge(&flips, &old, &untouched, forced)
                 }
                 Step::Prepare => {
                     begin_phases(&flips, &new, |route| self.state.lock().has_stale_cluster_keys(route));
@@ -235,16 +250,53 @@ impl Adopter {
         &self,
         old: &Table,
         flips: &[Flip],
+        untouched: &[Flip],
         forced: impl Fn(&RouteName) -> bool + Copy,
     ) -> Result<(), Refused> {
         let deadline = Instant::now() + self.flip_timeout();
         loop {
-            let judged = judge(flips, old, forced);
+            let judged = judge(flips, old, untouched, forced);
             let waits = flips.iter().any(|flip| facts(old, &flip.before).divergence > 0);
             if judged.is_ok() || !waits || Instant::now() >= deadline {
                 return judged;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Those of the jumps of which no key is there. They are closed while that is looked for, and stay closed; a request for
+    /// one of them ends the search, and waits for no more than that.
+    async fn untouched(&self, jumps: &Jumps, find: impl AsyncFnOnce(&Jumps) -> Result<Vec<Flip>, String>) -> Vec<Flip> {
+        if jumps.flips().is_empty() {
+            return Vec::new();
+        }
+        let Closing { hashes, is_many } = flip::closing(jumps.flips());
+        let asked_for = Arc::new(tokio::sync::Notify::new());
+        let watch =
+            |drained| Message::Watch { routes: hashes.clone(), all: is_many, asked_for: asked_for.clone(), drained };
+        let search = async {
+            self.ask_all(watch).await.map_err(|TimedOut| "what is in flight for them does not end".to_string())?;
+            find(jumps).await
+        };
+        let found = tokio::select! {
+            found = tokio::time::timeout(self.flip_timeout(), search) => {
+                found.unwrap_or_else(|_| Err(format!("the stores could not be looked through within flip_timeout ({:?})", self.flip_timeout())))
+            }
+            () = asked_for.notified() => Err("one of them was asked for meanwhile".into()),
+        };
+        match found {
+            Ok(found) => {
+                let free: Vec<Flip> = jumps.flips().iter().filter(|flip| !found.contains(flip)).cloned().collect();
+                if !found.is_empty() {
+                    self.open();
+                }
+                free
+            }
+            Err(reason) => {
+                self.open();
+                tracing::warn!(routes = jumps.flips().len(), %reason, "whether the routes that would go past a neighbouring phase have keys cannot be told, so they may not");
+                Vec::new()
+            }
         }
     }
 
@@ -489,7 +541,7 @@ pub fn first_table(
         return (old, Some(Refused(vec![reason])));
     }
     let flips = flip::flips(&old, &new);
-    match judge(&flips, &old, |route| spec.is_forced(route)) {
+    match judge(&flips, &old, &[], |route| spec.is_forced(route)) {
         Ok(()) => {
             begin_phases(&flips, &new, is_stale);
             (new, None)
@@ -521,9 +573,14 @@ fn renames(old: &Table, new: &Table) -> Option<String> {
     })
 }
 
-/// Judges flips by what is known of the running table.
-pub fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Result<(), Refused> {
-    let facts = |route: &RouteName| facts(old, route);
+/// Judges flips by what is known of the running table. `untouched`: those of which no key is there.
+pub fn judge(
+    flips: &[Flip],
+    old: &Table,
+    untouched: &[Flip],
+    forced: impl Fn(&RouteName) -> bool,
+) -> Result<(), Refused> {
+    let facts = |flip: &Flip| RouteFacts { untouched: untouched.contains(flip), ..facts(old, &flip.before) };
     flip::judge(flips, facts, forced).map_err(|refused| Refused(told(&refused)))
 }
 
@@ -553,6 +610,6 @@ pub fn facts(table: &Table, route: &RouteName) -> RouteFacts {
         coverage: dual.as_ref().map(|dual| dual.coverage()),
         divergence: dual.as_ref().map_or(0, |dual| dual.divergence()),
         in_doubt: dual.as_ref().is_some_and(|dual| dual.is_in_doubt()),
-        untouched: false,
+        ..RouteFacts::default()
     }
 }

@@ -6,7 +6,7 @@
 //! [`Engine::begin`] and [`Guard::finish`](crate::dual::Guard::finish), which resync the keys afterwards.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -22,7 +22,7 @@ use crate::dual::copy::Dumped;
 use crate::dual::copying::Copying;
 use crate::dual::effect::Question;
 use crate::dual::gate::Ticket;
-use crate::dual::install::{self, Pause};
+use crate::dual::install::{self, Pause, Stage};
 use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Mode, Order, Outcome, Work};
 use crate::dual::message::{Message, Peers, Way};
@@ -214,6 +214,8 @@ pub struct Inner {
     slow_log: SlowLog,
     /// About copies that a store refuses.
     pub(super) complaints: Seldom,
+    /// Told of requests that wait for the routes that are closed.
+    asked_for: RefCell<Option<Arc<tokio::sync::Notify>>>,
     pub(super) opened: tokio::sync::Notify,
     pub(super) closing: tokio::sync::Notify,
     pub(super) stopping: Cell<bool>,
@@ -266,6 +268,7 @@ impl Engine {
             probes: Probes::default(),
             slow_log: SlowLog::new(parts.slow_keys),
             complaints: Seldom::default(),
+            asked_for: RefCell::new(None),
             opened: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),
             stopping: Cell::new(false),
@@ -316,7 +319,11 @@ impl Engine {
 
     /// Whether new requests under this plan have to wait for a flip.
     pub fn is_gated(&self, plan: &Plan) -> bool {
-        self.0.pause.is_gated(plan)
+        let is_gated = self.0.pause.is_gated(plan);
+        if is_gated && let Some(asked_for) = &*self.0.asked_for.borrow() {
+            asked_for.notify_one();
+        }
+        is_gated
     }
 
     /// Whether any route is closed; the cheap question before `is_gated`.
@@ -631,10 +638,13 @@ impl Inner {
             Message::Recover { key } => {
                 self.with_lane(|lane, orders| lane.recover(&key, orders));
             }
+            Message::Watch { routes, all, asked_for, drained } => {
+                self.asked_for.replace(Some(asked_for));
+                self.close(Stage::Sessions, routes, all, drained);
+            }
             Message::Close { stage, routes, all, drained } => {
-                self.pause.close(stage, routes, all, drained);
-                self.closing.notify_waiters();
-                self.look_at_drains();
+                self.asked_for.take();
+                self.close(stage, routes, all, drained);
             }
             Message::Turned { done } => answer_after_turn(done),
             Message::Turn { side, done } => self.turn(side, done),
@@ -654,6 +664,12 @@ impl Inner {
 
     pub(super) fn generation(&self, key: &Key) -> u32 {
         self.plan(key).generation()
+    }
+
+    fn close(&self, stage: Stage, routes: HashSet<u64>, all: bool, drained: oneshot::Sender<()>) {
+        self.pause.close(stage, routes, all, drained);
+        self.closing.notify_waiters();
+        self.look_at_drains();
     }
 
     fn look_at_drains(&self) {
@@ -690,6 +706,7 @@ impl Inner {
                 "routes left their dual phase; that these keys differed does not matter any more"
             );
         }
+        self.asked_for.take();
         for message in self.pause.open() {
             self.clone().hear(message);
         }

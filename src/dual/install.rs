@@ -4,8 +4,8 @@
 //! ```text
 //!  begin ─► prepare ─► close sessions ─► close lanes ─► turn ─► judge ─► commit ─► install new ─► open ─► settle
 //!              │             │                │            │       │         │
-//!              ▼             └────────────────┴────────────┴───────┴─────────┴──► turn back ─► install old ─► open
-//!            over
+//!              │             └────────────────┴────────────┴───────┴─────────┴──► turn back ─► install old ─► open
+//!              └──────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! What takes the disk long is done while nothing is closed. Every step but the last is over when all workers have answered, or fails. Sessions are closed first, because what they
@@ -78,7 +78,8 @@ impl Adoption {
     /// It is done, or could not be.
     pub fn done(&mut self, succeeded: bool) {
         self.step = match self.step {
-            Step::Prepare if !succeeded => Step::Over(Which::Old),
+            // Some may have been closed before the adoption began.
+            Step::Prepare if !succeeded => Step::Open(Which::Old),
             Step::Prepare if self.closes => Step::Close(Stage::Sessions),
             // Nothing has to wait: no request is led elsewhere.
             Step::Prepare => Step::Commit,
@@ -223,7 +224,7 @@ mod tests {
         let (sessions, lanes) = (Close(Stage::Sessions), Close(Stage::Lanes));
         let all = [Prepare, sessions, lanes, Turn(New), Judge, Commit, Install(New), Open(New), Settle, Over(New)];
         assert_eq!(steps(Adoption::begin(true, true), None), all);
-        assert_eq!(steps(Adoption::begin(true, true), Some(Prepare)), [Prepare, Over(Old)]);
+        assert_eq!(steps(Adoption::begin(true, true), Some(Prepare)), [Prepare, Open(Old), Over(Old)]);
         for (number, step) in all[..6].iter().enumerate().skip(1) {
             let mut wanted = all[..=number].to_vec();
             wanted.extend((number >= 3).then_some(Turn(Old)));

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::command::CommandSpec;
 use crate::dual::install::Stage;
@@ -56,6 +56,13 @@ pub enum Message {
     },
     Recover {
         key: Key,
+    },
+    /// Closes the sessions' gate and answers when it is drained; whatever is asked of the routes from then on is told.
+    Watch {
+        routes: HashSet<u64>,
+        all: bool,
+        asked_for: Arc<Notify>,
+        drained: oneshot::Sender<()>,
     },
     /// Closes the sessions' or the lanes' gate and answers when it is drained.
     Close {

@@ -28,6 +28,7 @@ use crate::dual::{Copying, Peers};
 use crate::jobs::checkpoint::{Checkpoint, Counts, JobFile, Place, Record, Standing};
 use crate::jobs::throttle::{Baselines, Pulse};
 use crate::metrics::{self, Totals};
+use crate::routing::flip::{Flip, Jumps};
 use crate::routing::{Key, RouteName, Side, Table};
 use crate::store::SlotMap;
 use crate::store::link::Endpoint;
@@ -410,6 +411,11 @@ impl Jobs {
         let jobs = Arc::new(Self { context: Arc::new(context), list: Mutex::new(Vec::new()) });
         tokio::spawn(watch_latency(Arc::downgrade(&jobs)));
         jobs
+    }
+
+    /// Which flips a key that is there, on either store, would make; or why that cannot be told.
+    pub async fn found(&self, jumps: &Jumps) -> Result<Vec<Flip>, String> {
+        scan::found(&self.context, jumps).await
     }
 
     /// Looks for writers that go around the proxy, from time to time; never, if that is zero.

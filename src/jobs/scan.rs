@@ -12,7 +12,8 @@ use crate::jobs::checkpoint::{Place, Stores};
 use crate::jobs::{Context, Job, JobError};
 use crate::resp::reply::{self, Protocol};
 use crate::resp::write;
-use crate::routing::{Key, RouteName, Side, is_reserved};
+use crate::routing::flip::{Flip, Jumps};
+use crate::routing::{Key, RouteName, Side, Table, is_reserved};
 use crate::slot::SLOTS;
 use crate::store::PrivateLink;
 use crate::store::link::Endpoint;
@@ -160,21 +161,11 @@ impl Walk<'_> {
         let mut cursor = from.map_or(Bytes::from_static(b"0"), Bytes::from);
         loop {
             job.go_on()?;
-            let mut ask = BytesMut::new();
-            write::command(&mut ask, &[b"SCAN", &cursor, b"COUNT", PAGE]);
             let asked = Instant::now();
-            let call = tokio::time::timeout(endpoint.timeouts.reply, link.call(&ask)).await;
-            let page = call.map_err(|_| lost("no reply in time".into()))?.map_err(|error| lost(error.to_string()))?;
-            let (next, keys) =
-                parse(&page).ok_or_else(|| lost(String::from_utf8_lossy(&page[..page.len().min(80)]).into_owned()))?;
+            let (next, keys) = page(&mut link, endpoint, &cursor).await.map_err(lost)?;
             let found = keys.len() as u64;
             let table = context.table();
-            // On the cluster, what has a name that no key of this table has is somebody else's.
-            let own = |key: Bytes| match side {
-                Side::Standalone => Some(Key { name: key, db: endpoint.db }),
-                Side::Cluster => table.own_key(&key).map(|(db, name)| Key { name: key.slice_ref(name), db }),
-            };
-            let own = keys.into_iter().filter(|name| !is_reserved(name)).filter_map(own);
+            let own = keys.into_iter().filter_map(|name| own_key(&table, side, endpoint, name));
             let mine: Vec<Key> = own.filter(|key| self.routes.contains(&table.route_of(&key.name).0.name)).collect();
             if !mine.is_empty() {
                 visit.visit(mine).await?;
@@ -190,6 +181,61 @@ impl Walk<'_> {
             cursor = next;
             job.throttle(context, asked.elapsed()).await;
         }
+    }
+}
+
+/// The next cursor, and the keys of a page.
+async fn page(link: &mut PrivateLink, endpoint: &Endpoint, cursor: &[u8]) -> Result<(Bytes, Vec<Bytes>), String> {
+    let mut ask = BytesMut::new();
+    write::command(&mut ask, &[b"SCAN", cursor, b"COUNT", PAGE]);
+    let call = tokio::time::timeout(endpoint.timeouts.reply, link.call(&ask)).await;
+    let page = call.map_err(|_| "no reply in time".to_string())?.map_err(|error| error.to_string())?;
+    parse(&page).ok_or_else(|| String::from_utf8_lossy(&page[..page.len().min(80)]).into_owned())
+}
+
+/// A key by the application's name. On the cluster, what has a name that no key of this table has is somebody else's.
+fn own_key(table: &Table, side: Side, endpoint: &Endpoint, name: Bytes) -> Option<Key> {
+    if is_reserved(&name) {
+        return None;
+    }
+    match side {
+        Side::Standalone => Some(Key { name, db: endpoint.db }),
+        Side::Cluster => table.own_key(&name).map(|(db, own)| Key { name: name.slice_ref(own), db }),
+    }
+}
+
+/// Which of the flips a key that is there would make, on either store. The server works half of the time.
+pub async fn found(context: &Context, jumps: &Jumps) -> Result<Vec<Flip>, String> {
+    wait_for_layout(context).await;
+    let map = context.slot_map.load_full();
+    if map.is_empty() {
+        return Err("the cluster's layout is not known".into());
+    }
+    let databases = jumps.table().databases().moving().map(|db| (Side::Standalone, database(context, db)));
+    let nodes = map.primaries().iter().map(|address| (Side::Cluster, node(context, address)));
+    let mut found = Vec::new();
+    for (side, endpoint) in databases.chain(nodes) {
+        let lost = |reason: String| format!("{} does not answer: {reason}", endpoint.address);
+        let opened = PrivateLink::connect(&endpoint, Protocol::Resp2).await;
+        let mut link = opened.map_err(|error| lost(error.to_string()))?;
+        let mut cursor = Bytes::from_static(b"0");
+        loop {
+            let asked = Instant::now();
+            let (next, keys) = page(&mut link, &endpoint, &cursor).await.map_err(lost)?;
+            for key in keys.into_iter().filter_map(|name| own_key(jumps.table(), side, &endpoint, name)) {
+                let flip = jumps.flip_of(&key.name).filter(|flip| !found.contains(*flip));
+                found.extend(flip.cloned());
+            }
+            if &*next == b"0" || found.len() == jumps.flips().len() {
+                break;
+            }
+            cursor = next;
+            tokio::time::sleep(asked.elapsed()).await;
+        }
+    }
+    match map == context.slot_map.load_full() {
+        true => Ok(found),
+        false => Err("slots of the cluster moved meanwhile".into()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which flips the facts allow, else why not. Pure.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use crate::routing::piece::{Piece, pieces};
 use crate::routing::{Coverage, Phase, Route, RouteName, Table};
@@ -21,6 +22,11 @@ impl Flip {
     /// A flip of a whole line.
     pub fn of(route: RouteName, from: Phase, to: Phase) -> Self {
         Self { before: route.clone(), after: route.clone(), route, from, to }
+    }
+
+    /// Whether the route, or a line that covers it, is one of these.
+    fn is_one_of(&self, routes: impl Fn(&RouteName) -> bool) -> bool {
+        [&self.route, &self.before, &self.after].into_iter().any(routes)
     }
 }
 
@@ -44,7 +50,7 @@ pub struct RouteFacts {
     pub coverage: Option<Coverage>,
     pub divergence: u64,
     pub in_doubt: bool,
-    /// Nobody has written to it yet.
+    /// No key of it is on either store.
     pub untouched: bool,
 }
 
@@ -58,7 +64,9 @@ impl From<Piece<'_, '_>> for Flip {
 /// Why a flip is refused; the text says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    #[error("only neighbouring phases flip (standalone, dual-standalone, dual-cluster, cluster); go to `{next}` first")]
+    #[error(
+        "only neighbouring phases flip (standalone, dual-standalone, dual-cluster, cluster), unless no key of the route is there yet; go to `{next}` first"
+    )]
     NotNeighbours { next: Phase },
     #[error(
         "{keys} keys may differ between the stores; they are repaired by themselves when both stores answer (see `cutover status`), or run `cutover verify {route} --repair`"
@@ -131,17 +139,50 @@ pub fn mixed(old: &Table, new: &Table) -> Option<String> {
     })
 }
 
-/// Judges them; a table is adopted only if all are allowed. `facts`: of a line of the old table. `forced` overrides a refusal
-/// for a route, or for all that its line, before or after, covers.
+/// Flips past a neighbour, from one store alone to where the other one leads or is written too: allowed for what has no key
+/// yet, by the lines before and after.
+#[derive(Clone, Debug)]
+pub struct Jumps {
+    old: Arc<Table>,
+    new: Arc<Table>,
+    flips: Vec<Flip>,
+}
+
+impl Jumps {
+    /// Those of the flips between two tables that are not forced.
+    pub fn of(old: &Arc<Table>, new: &Arc<Table>, flips: &[Flip], forced: impl Fn(&RouteName) -> bool) -> Self {
+        let is_jump =
+            |flip: &&Flip| !flip.from.is_dual() && !flip.from.is_neighbour(flip.to) && !flip.is_one_of(&forced);
+        Self { old: old.clone(), new: new.clone(), flips: flips.iter().filter(is_jump).cloned().collect() }
+    }
+
+    /// The flips.
+    pub fn flips(&self) -> &[Flip] {
+        &self.flips
+    }
+
+    /// Which of them a key would make.
+    pub fn flip_of(&self, name: &[u8]) -> Option<&Flip> {
+        let (before, after) = (&self.old.route_of(name).0.name, &self.new.route_of(name).0.name);
+        self.flips.iter().find(|flip| (&flip.before, &flip.after) == (before, after))
+    }
+
+    /// The table by which keys on the cluster are named.
+    pub fn table(&self) -> &Table {
+        &self.new
+    }
+}
+
+/// Judges them; a table is adopted only if all are allowed. `forced` overrides a refusal for a route, or for all that its
+/// line, before or after, covers.
 pub fn judge(
     flips: &[Flip],
-    facts: impl Fn(&RouteName) -> RouteFacts,
+    facts: impl Fn(&Flip) -> RouteFacts,
     forced: impl Fn(&RouteName) -> bool,
 ) -> Result<(), Vec<RefusedFlip>> {
     let refuse = |flip: &Flip| {
-        let reason = reason(flip, facts(&flip.before))?;
-        let is_forced = [&flip.route, &flip.before, &flip.after].into_iter().any(&forced);
-        (!is_forced).then(|| RefusedFlip { flip: flip.clone(), reason })
+        let reason = reason(flip, facts(flip))?;
+        (!flip.is_one_of(&forced)).then(|| RefusedFlip { flip: flip.clone(), reason })
     };
     let refused: Vec<_> = flips.iter().filter_map(refuse).collect();
     if refused.is_empty() { Ok(()) } else { Err(refused) }
@@ -207,9 +248,27 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_key_yet_goes_anywhere_from_one_store_alone() {
+        let untouched = RouteFacts { untouched: true, ..RouteFacts::default() };
+        assert!(judged(Phase::Standalone, Phase::Cluster, untouched).is_ok());
+        let old = Arc::new(table(&[(100, 149, Phase::DualCluster)], None));
+        let new = Arc::new(table(&[(100, 149, Phase::Standalone), (200, 299, Phase::Cluster)], Some(&old)));
+        let jumps = Jumps::of(&old, &new, &flips(&old, &new), |_| false);
+        let names = |jumps: &Jumps| jumps.flips().iter().map(|flip| flip.route.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(&jumps), ["200..299"], "a store that is written too may have keys on their way");
+        assert_eq!(jumps.flip_of(b"provider:250:a").map(|flip| flip.to), Some(Phase::Cluster));
+        assert_eq!(
+            [jumps.flip_of(b"provider:120:a"), jumps.flip_of(b"provider:300:a"), jumps.flip_of(b"a")],
+            [None; 3]
+        );
+        let forced = Jumps::of(&old, &new, &flips(&old, &new), |route| *route == RouteName::Range(200, 299));
+        assert!(forced.flips().is_empty());
+    }
+
+    #[test]
     fn force_overrides_for_the_named_route_only() {
         let flip = |id: &str| Flip::of(RouteName::Provider(id.into()), Phase::Standalone, Phase::Cluster);
-        let facts = |_: &RouteName| RouteFacts::default();
+        let facts = |_: &Flip| RouteFacts::default();
         let forced = |route: &RouteName| route.to_string() == "1";
         assert!(judge(&[flip("1")], facts, forced).is_ok());
         assert!(judge(&[flip("1"), flip("2")], facts, forced).is_err());

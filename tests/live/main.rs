@@ -31,5 +31,6 @@ mod subscribers;
 mod succession;
 mod tagged;
 mod tls;
+mod untouched;
 mod users;
 mod watching;

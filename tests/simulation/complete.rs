@@ -401,7 +401,7 @@ impl State {
             coverage: Some(self.coverage),
             divergence: self.lane.0.sizes().1 as u64,
             in_doubt: self.in_doubt,
-            untouched: false,
+            ..RouteFacts::default()
         };
         let flip = Flip::of(RouteName::Provider("7".into()), self.phase, to);
         flip::judge(&[flip], |_| facts, |_| false).is_ok()
