@@ -300,6 +300,7 @@ impl Program {
         let spread = listeners::spread(listeners.clients, count).context("share the sockets among the workers")?;
         let bounds = Arc::new(Bounds::new(&limits(config)));
         bounds.set_shares(reach::shares(config));
+        bounds.set_chosen(config.commands.clone());
         let users = Arc::new(ArcSwap::from_pointee(reach::users(config)));
         let traffic = Arc::new(TrafficBook::default());
         let copying = Arc::new(Copying::default());
@@ -491,6 +492,7 @@ impl Program {
         }
         self.bounds.set(&limits(&config));
         self.bounds.set_shares(reach::shares(&config));
+        self.bounds.set_chosen(config.commands.clone());
         self.change_users(&config);
         self.adopter.set_flip_timeout(config.flip_timeout);
         set_copying(&self.copying, config.copying);

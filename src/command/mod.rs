@@ -1,5 +1,6 @@
 //! What is known of Redis commands: one row each, with its keys, its access and what the proxy does with it. Pure.
 
+pub mod chosen;
 pub mod keys;
 pub mod learnt;
 pub mod permitted;

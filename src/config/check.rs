@@ -91,6 +91,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         ));
     }
     let users = users::users(&file, reporter, &mut findings);
+    let commands = users::chosen(&file.commands, reporter, &mut findings);
     let limits = users::limits(&file, reporter, &mut findings);
     users::protection(&file, reporter, &mut findings);
     let flip_timeout = duration(&file.routing.flip_timeout, Duration::from_secs(5), reporter, &mut findings);
@@ -109,6 +110,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         cluster,
         routing,
         users,
+        commands,
         copying,
         shadow_reads,
         bypass_look_every,

@@ -34,6 +34,8 @@ pub(super) struct File {
     #[serde(default)]
     pub users: BTreeMap<Spanned<String>, UserTable>,
     #[serde(default)]
+    pub commands: CommandsSection,
+    #[serde(default)]
     pub copying: CopyingSection,
     #[serde(default)]
     pub bypass: BypassSection,
@@ -139,6 +141,15 @@ pub(super) struct UserTable {
 pub(super) struct LimitTable {
     pub requests_per_second: Option<u64>,
     pub bytes_per_second: Option<ByteSize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CommandsSection {
+    #[serde(default)]
+    pub refuse: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub allow: Vec<Spanned<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

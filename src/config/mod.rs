@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::command::chosen::Chosen;
 use crate::command::permitted::Permitted;
 use crate::routing::{RouteName, RoutingSpec, Scope};
 use crate::secret::{Digest, Secret};
@@ -54,6 +55,8 @@ pub struct Config {
     pub routing: RoutingSpec,
     /// Beside the one whose password is `listen.password`.
     pub users: Vec<User>,
+    /// Of all clients.
+    pub commands: Chosen,
     pub copying: Copying,
     /// Between two looks for writers that go around the proxy; zero: never.
     pub bypass_look_every: Duration,

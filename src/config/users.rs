@@ -1,12 +1,13 @@
-//! Who may come in and how much each may ask for: `[users]`, `[limits]`, and addresses that anybody can reach.
+//! Who may come in and what clients may ask for: `[users]`, `[commands]`, `[limits]`, and addresses that anybody can reach.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use toml::Spanned;
 
+use crate::command::chosen::{self, Chosen, Named, Unfit};
 use crate::command::permitted::Permitted;
-use crate::config::load::{File, UserTable};
+use crate::config::load::{CommandsSection, File, UserTable};
 use crate::config::report::{Finding, Reporter, nearest};
 use crate::config::{RouteLimit, User};
 use crate::routing::{RouteName, Scope};
@@ -53,6 +54,49 @@ fn commands(table: &UserTable, reporter: &Reporter<'_>, findings: &mut Vec<Findi
             findings.push(reporter.at(words.span(), format!("`{word}` names no commands"), help));
             None
         }
+    }
+}
+
+/// Reads `[commands]`.
+pub(super) fn chosen(section: &CommandsSection, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) -> Chosen {
+    let mut chosen = Chosen::default();
+    let mut put = |text: &Spanned<String>, list: fn(&mut Chosen, Named) -> Result<(), Unfit>| {
+        let unfit = Named::parse(text.get_ref()).and_then(|named| {
+            match named.unknown().and_then(|unfit| near(&unfit).map(|_| unfit)) {
+                Some(unfit) => Err(unfit),
+                None => list(&mut chosen, named),
+            }
+        });
+        if let Err(unfit) = unfit {
+            findings.push(reporter.at(text.span(), unfit.to_string(), help(&unfit)));
+        }
+    };
+    // What is allowed may be a part of what is refused.
+    section.refuse.iter().for_each(|text| put(text, Chosen::refuse));
+    section.allow.iter().for_each(|text| put(text, Chosen::allow));
+    chosen
+}
+
+/// The known name that was meant.
+fn near(unfit: &Unfit) -> Option<String> {
+    match unfit {
+        Unfit::Unknown(name) => nearest(name, Permitted::names()).map(Into::into),
+        Unfit::UnknownSub { name, sub } => match chosen::subs_of(name) {
+            Some(subs) => nearest(sub, subs.iter().copied()).map(|sub| format!("{name} {sub}")),
+            None => Some(name.clone()),
+        },
+        _ => None,
+    }
+}
+
+fn help(unfit: &Unfit) -> Option<String> {
+    match unfit {
+        Unfit::Form(_) => Some("write it as \"FLUSHALL\" or \"CONFIG SET\"".into()),
+        Unfit::Unknown(_) | Unfit::UnknownSub { .. } => near(unfit).map(|near| format!("did you mean `{near}`?")),
+        Unfit::NotRefused(_) => {
+            Some("leave it out: `allow` is for commands that docs/commands.md calls refused, and for parts of what `refuse` names".into())
+        }
+        Unfit::Needed(_) | Unfit::Never { .. } => Some("leave it out".into()),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
+use crate::command::{self, chosen::Chosen};
 use crate::resp::limits::Limits;
 use crate::session::shares::Shares;
 
@@ -32,12 +33,16 @@ pub struct Bounds {
     drain_ms: AtomicU64,
     has_shares: AtomicBool,
     shares: ArcSwapOption<Shares>,
+    /// One for each row of the table: whether the operator wants something of it.
+    marks: Box<[AtomicBool]>,
+    chosen: ArcSwapOption<Chosen>,
 }
 
 impl Bounds {
     /// Begins with these.
     pub fn new(limits: &SessionLimits) -> Self {
-        let bounds = Self::default();
+        let marks = command::all().iter().map(|_| AtomicBool::new(false)).collect();
+        let bounds = Self { marks, ..Self::default() };
         bounds.set(limits);
         bounds
     }
@@ -77,6 +82,23 @@ impl Bounds {
     #[inline]
     pub fn shares(&self) -> Option<Arc<Shares>> {
         if self.has_shares.load(Ordering::Relaxed) { self.shares.load_full() } else { None }
+    }
+
+    /// Which commands clients may send from now on.
+    pub fn set_chosen(&self, chosen: Chosen) {
+        let marks: Vec<(usize, bool)> = chosen.marks().collect();
+        self.chosen.store(Some(Arc::new(chosen)));
+        for (place, is_marked) in marks {
+            self.marks[place].store(is_marked, Ordering::Relaxed);
+        }
+    }
+
+    /// `None`, at the cost of a look, for the rows of the table of which nothing is wanted. A command that was learnt has no
+    /// row and is always looked up.
+    #[inline]
+    pub fn chosen(&self, place: u32) -> Option<Arc<Chosen>> {
+        let is_usual = self.marks.get(place as usize).is_some_and(|mark| !mark.load(Ordering::Relaxed));
+        if is_usual { None } else { self.chosen.load_full() }
     }
 
     /// In whole seconds, the shortest being one; 0: never.

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 
 use crate::audit::{Audit, Kind as Unlike};
+use crate::command::chosen::Wanted;
 use crate::command::{self, Access, CommandSpec, Kind};
 use crate::dual::{Caller, Engine, Membership, ReplyPort, ReplyTo, Target};
 use crate::resp::limits::Limits;
@@ -216,7 +217,7 @@ impl Session {
         }
     }
 
-    async fn dispatch(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
+    async fn dispatch(&mut self, request: Request, mut spec: &'static CommandSpec) -> Flow {
         if self.subscriber.is_some() && spec.kind != Kind::PubSub {
             Box::pin(self.settle_subscriptions()).await;
         }
@@ -228,6 +229,17 @@ impl Session {
             self.transaction.spoil();
             self.refuse(Refusal::WrongArity(spec.name.to_lowercase()));
             return Flow::Continue;
+        }
+        let place = command::place(spec);
+        match self.shared.bounds.chosen(place).map_or(Wanted::Usual, |chosen| chosen.of(spec, &request)) {
+            Wanted::Usual => {}
+            Wanted::Passed(row) => spec = row,
+            Wanted::Refused => {
+                self.transaction.spoil();
+                let reason = "its operator has refused it";
+                self.refuse(Refusal::NotSupported { command: spec.name.to_lowercase(), reason });
+                return Flow::Continue;
+            }
         }
         if let Some(rights) = &self.rights {
             let db = Db { own: self.db, moving: self.shared.engine.db() };
@@ -246,7 +258,7 @@ impl Session {
             self.refuse(Refusal::Limited { command: spec.name.to_lowercase(), what });
             return Flow::Continue;
         }
-        self.note(command::place(spec));
+        self.note(place);
         if self.subscriber.is_some() && spec.kind != Kind::PubSub && self.is_answered_by_mode(&request, spec) {
             return Flow::Continue;
         }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use cutover::command::{self, Access, CommandSpec, EffectKind, Keys, Kind, Split};
+use cutover::command::{self, Access, CommandSpec, EffectKind, Keys, Kind, Split, chosen};
 
 /// Compares a committed file with what it should be; with UPDATE_DOCS in the environment it is written instead.
 #[track_caller]
@@ -202,6 +202,8 @@ fn commands() -> String {
          A command that is not in the list is looked up in the standalone's `COMMAND INFO` when it is first used, and served like one with\n\
          the same keys; in a dual phase its keys are copied after each write. \"One slot\" holds for `cluster_keys = \"same\"`; with `\"tagged\"` all keys of a provider\n\
          share a slot, so it means \"one provider\".\n\n\
+         The operator may refuse further commands and sub-commands (`refuse` under `[commands]` in proxy.toml), and allow the refused\n\
+         ones that *may be allowed*: these go to the standalone as they are, whichever store leads.\n\n\
          ## Effects and their cost\n\n\
          | effect | the follower is sent | cost in a dual phase, beside the command itself |\n| --- | --- | --- |\n",
     );
@@ -381,7 +383,8 @@ fn support(spec: &CommandSpec) -> (String, String) {
         }
         Kind::KeyspaceWide if spec.access == Access::Write => both("the keys of the caller's database, on both stores"),
         Kind::Scan | Kind::KeyspaceWide => both("over both stores, each key once"),
-        Kind::Refused(reason) => both(&format!("refused: {reason}")),
+        Kind::Refused(reason) if chosen::never(spec.name).is_some() => both(&format!("refused: {reason}")),
+        Kind::Refused(reason) => both(&format!("refused: {reason} (may be allowed)")),
     }
 }
 

@@ -25,6 +25,7 @@ mod moves;
 mod operator;
 mod ordeals;
 mod protocol;
+mod refused;
 mod shadow;
 mod share;
 mod subscribers;
