@@ -117,9 +117,14 @@ pub struct CommandSpec {
 impl CommandSpec {
     /// Whether a request of `argc` arguments, the name included, may be right.
     pub fn takes(&self, argc: usize) -> bool {
-        let arity = usize::from(self.arity.unsigned_abs());
-        if self.arity >= 0 { argc == arity } else { argc >= arity }
+        takes(self.arity, argc)
     }
+}
+
+/// Whether an arity, exact or at least the negated number, allows so many arguments.
+pub fn takes(arity: i16, argc: usize) -> bool {
+    let bound = usize::from(arity.unsigned_abs());
+    if arity >= 0 { argc == bound } else { argc >= bound }
 }
 
 /// Where a request has its keys; `None` if its arguments can't be understood.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::command;
 use crate::resp::request::Request;
 use crate::resp::write;
 use crate::session::clients::{Filter, Pause, Wish};
@@ -39,71 +40,73 @@ const SYNTAX: &str = "ERR syntax error";
 const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 
 impl Session {
-    pub(super) fn client(&mut self, request: &Request) -> Flow {
-        let mut out = BytesMut::new();
+    /// Writes the answer.
+    pub(super) fn client(&mut self, out: &mut BytesMut, request: &Request) -> Flow {
+        if let Some(text) = wrong_form(request) {
+            write::error(out, &text);
+            return Flow::Continue;
+        }
         let sub = request.arg(1).to_ascii_uppercase();
         match (sub.as_slice(), request.len()) {
-            (b"ID", 2) => write::integer(&mut out, self.client.id as i64),
+            (b"ID", 2) => write::integer(out, self.client.id as i64),
             (b"GETNAME", 2) => match self.client.names().name {
-                name if name.is_empty() => write::null(&mut out, self.protocol),
-                name => write::bulk(&mut out, &name),
+                name if name.is_empty() => write::null(out, self.protocol),
+                name => write::bulk(out, &name),
             },
-            (b"SETNAME", 3) => self.set_name(&mut out, request.arg(2)),
-            (b"SETINFO", 4) => self.set_info(&mut out, request),
+            (b"SETNAME", 3) => self.set_name(out, request.arg(2)),
+            (b"SETINFO", 4) => self.set_info(out, request),
             (b"NO-EVICT" | b"NO-TOUCH", 3) => match request.arg(2).to_ascii_uppercase().as_slice() {
                 // The links are shared, so what they say of one client would be said of all; both are but hints.
-                b"ON" | b"OFF" => write::simple(&mut out, "OK"),
-                _ => write::error(&mut out, SYNTAX),
+                b"ON" | b"OFF" => write::simple(out, "OK"),
+                _ => write::error(out, SYNTAX),
             },
             (b"INFO", 2) => {
                 let own = Filter { ids: Some(vec![self.client.id]), ..Filter::default() };
-                write::text(&mut out, self.protocol, &self.shared.clients.describe(&own));
+                write::text(out, self.protocol, &self.shared.clients.describe(&own));
             }
             (b"LIST", _) => match list_filter(request) {
-                Ok(filter) => write::text(&mut out, self.protocol, &self.shared.clients.describe(&filter)),
-                Err(text) => write::error(&mut out, &text),
+                Ok(filter) => write::text(out, self.protocol, &self.shared.clients.describe(&filter)),
+                Err(text) => write::error(out, &text),
             },
-            (b"KILL", 3..) => return self.kill(request),
-            (b"PAUSE", 3 | 4) => self.pause(&mut out, request),
+            (b"KILL", _) => return self.kill(out, request),
+            (b"PAUSE", 3 | 4) => self.pause(out, request),
             (b"UNPAUSE", 2) => {
                 self.shared.clients.unpause();
-                write::simple(&mut out, "OK");
+                write::simple(out, "OK");
             }
-            (b"UNBLOCK", 3 | 4) => self.unblock_other(&mut out, request),
-            (b"REPLY", 3) => return self.reply_mode(request),
+            (b"UNBLOCK", 3 | 4) => self.unblock_other(out, request),
+            (b"REPLY", _) => self.reply_mode(out, request),
             (b"TRACKINGINFO", 2) => {
-                write::map(&mut out, self.protocol, 3);
-                write::bulk(&mut out, b"flags");
-                write::set(&mut out, self.protocol, 1);
-                write::bulk(&mut out, b"off");
-                write::bulk(&mut out, b"redirect");
-                write::integer(&mut out, -1);
-                write::bulk(&mut out, b"prefixes");
-                write::array(&mut out, 0);
+                write::map(out, self.protocol, 3);
+                write::bulk(out, b"flags");
+                write::set(out, self.protocol, 1);
+                write::bulk(out, b"off");
+                write::bulk(out, b"redirect");
+                write::integer(out, -1);
+                write::bulk(out, b"prefixes");
+                write::array(out, 0);
             }
-            (b"GETREDIR", 2) => write::integer(&mut out, -1),
+            (b"GETREDIR", 2) => write::integer(out, -1),
             (b"CACHING", 3) => write::error(
-                &mut out,
+                out,
                 "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
             ),
             (b"TRACKING", 3..) => write::error(
-                &mut out,
+                out,
                 "ERR 'client|tracking' is not available through cutover: its links are shared, so invalidations would reach the wrong client",
             ),
             (b"HELP", 2) => {
-                write::array(&mut out, HELP.len());
-                HELP.iter().for_each(|line| write::simple(&mut out, line));
-            }
-            (known, _) if KNOWN.contains(&known) => {
-                let sub = String::from_utf8_lossy(&sub).to_lowercase();
-                write::error(&mut out, &format!("ERR wrong number of arguments for 'client|{sub}' command"));
+                write::array(out, HELP.len());
+                HELP.iter().for_each(|line| write::simple(out, line));
             }
             _ => {
                 let sub = String::from_utf8_lossy(request.arg(1)).into_owned();
-                write::error(&mut out, &format!("ERR unknown subcommand '{sub}'. Try CLIENT HELP."));
+                write::error(
+                    out,
+                    &format!("ERR unknown subcommand or wrong number of arguments for '{sub}'. Try CLIENT HELP."),
+                );
             }
         }
-        self.answer(&out);
         Flow::Continue
     }
 
@@ -134,25 +137,21 @@ impl Session {
         write::simple(out, "OK");
     }
 
-    fn kill(&self, request: &Request) -> Flow {
-        let mut out = BytesMut::new();
-        let clients = &self.shared.clients;
+    fn kill(&self, out: &mut BytesMut, request: &Request) -> Flow {
         let (filter, is_old_form) =
             match kill_filter(request, self.client.id, |user| self.shared.users.load().has(user)) {
                 Ok(found) => found,
                 Err(text) => {
-                    write::error(&mut out, &text);
-                    self.answer(&out);
+                    write::error(out, &text);
                     return Flow::Continue;
                 }
             };
-        let killed = clients.kill(&filter);
+        let killed = self.shared.clients.kill(&filter);
         match (is_old_form, killed) {
-            (true, 0) => write::error(&mut out, "ERR No such client"),
-            (true, _) => write::simple(&mut out, "OK"),
-            (false, _) => write::integer(&mut out, killed as i64),
+            (true, 0) => write::error(out, "ERR No such client"),
+            (true, _) => write::simple(out, "OK"),
+            (false, _) => write::integer(out, killed as i64),
         }
-        self.answer(&out);
         // A client that kills itself has its answer first.
         if self.client.take_wish() == Wish::Kill { Flow::Close } else { Flow::Continue }
     }
@@ -184,24 +183,22 @@ impl Session {
         }
     }
 
-    fn reply_mode(&self, request: &Request) -> Flow {
+    fn reply_mode(&self, out: &mut BytesMut, request: &Request) {
         match request.arg(2).to_ascii_uppercase().as_slice() {
             b"ON" => {
                 self.replies.mute(Mute::No);
-                self.answer(b"+OK\r\n");
+                write::simple(out, "OK");
             }
             b"OFF" => {
                 self.replies.mute(Mute::All);
-                self.answer(b"");
             }
             b"SKIP" => {
-                let before = self.replies.mute(Mute::All);
-                self.answer(b"");
-                self.replies.mute(if before == Mute::All { Mute::All } else { Mute::Next });
+                if self.replies.mute(Mute::Soon) == Mute::All {
+                    self.replies.mute(Mute::All);
+                }
             }
-            _ => self.answer(format!("-{SYNTAX}\r\n").as_bytes()),
+            _ => write::error(out, SYNTAX),
         }
-        Flow::Continue
     }
 
     /// Tells the others that this client is not idle.
@@ -218,27 +215,37 @@ impl Session {
     }
 }
 
-const KNOWN: [&[u8]; 19] = [
-    b"ID",
-    b"GETNAME",
-    b"SETNAME",
-    b"SETINFO",
-    b"NO-EVICT",
-    b"NO-TOUCH",
-    b"INFO",
-    b"KILL",
-    b"PAUSE",
-    b"UNPAUSE",
-    b"UNBLOCK",
-    b"REPLY",
-    b"TRACKINGINFO",
-    b"GETREDIR",
-    b"CACHING",
-    b"TRACKING",
-    b"HELP",
-    b"LIST",
-    b"REPLY",
+/// The sub-commands with their arity, as Redis has it: exact, or at least the negated number.
+const FORMS: [(&str, i16); 18] = [
+    ("ID", 2),
+    ("GETNAME", 2),
+    ("SETNAME", 3),
+    ("SETINFO", 4),
+    ("NO-EVICT", 3),
+    ("NO-TOUCH", 3),
+    ("INFO", 2),
+    ("LIST", -2),
+    ("KILL", -3),
+    ("PAUSE", -3),
+    ("UNPAUSE", 2),
+    ("UNBLOCK", -3),
+    ("REPLY", 3),
+    ("TRACKINGINFO", 2),
+    ("GETREDIR", 2),
+    ("CACHING", 3),
+    ("TRACKING", -3),
+    ("HELP", 2),
 ];
+
+/// What is wrong with a CLIENT before any of it is looked at: an unknown sub-command, or too few or many arguments.
+pub(super) fn wrong_form(request: &Request) -> Option<String> {
+    let sub = String::from_utf8_lossy(request.arg(1));
+    let Some((name, arity)) = FORMS.iter().find(|(name, _)| name.eq_ignore_ascii_case(&sub)) else {
+        return Some(format!("ERR unknown subcommand '{sub}'. Try CLIENT HELP."));
+    };
+    let wrong = || format!("ERR wrong number of arguments for 'client|{}' command", name.to_lowercase());
+    (!command::takes(*arity, request.len())).then(wrong)
+}
 
 fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::audit::Kind as Unlike;
-use crate::command::{CommandSpec, Kind};
+use crate::command::{CommandSpec, Keys, Kind};
 use crate::dual::lane::Outcome;
 use crate::dual::{Caller, ReplyPort, ReplyTo, Target, refusal_of};
 use crate::resp::refusal::Refusal;
@@ -169,6 +169,16 @@ impl Session {
         engine.submit_elsewhere(request.into_bytes(), self.caller());
     }
 
+    /// SCRIPT and FUNCTION concern every node of the cluster too.
+    pub(super) async fn tell_primaries(&self, request: &Request, spec: &CommandSpec) {
+        self.shared.scripts.note(spec, request);
+        let engine = &self.shared.engine;
+        for address in engine.stores().primaries() {
+            // A node that fails here answers NOSCRIPT later, and is healed then.
+            let _ = engine.call(&Target::Node(address), request.bytes(), self.protocol).await;
+        }
+    }
+
     /// Scripts: on the store of their keys; without keys where keys without a provider are. Loaded scripts go to every node.
     pub(super) async fn script(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
@@ -176,14 +186,11 @@ impl Session {
             return engine.submit_elsewhere(request.into_bytes(), self.caller());
         }
         self.replies.settle(0).await;
-        self.shared.scripts.note(spec, &request);
-        if matches!(spec.name, "SCRIPT" | "FUNCTION") {
-            for address in engine.stores().primaries() {
-                // A node that fails here answers NOSCRIPT later, and is healed then.
-                let _ = engine.call(&Target::Node(address), request.bytes(), self.protocol).await;
-            }
+        if matches!(spec.keys, Keys::None) {
+            self.tell_primaries(&request, spec).await;
             return engine.submit_elsewhere(request.into_bytes(), self.caller());
         }
+        self.shared.scripts.note(spec, &request);
         let Some(places) = self.places(spec, &request) else {
             return engine.submit_elsewhere(request.into_bytes(), self.caller());
         };

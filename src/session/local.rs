@@ -27,20 +27,24 @@ pub(super) fn database(text: &[u8]) -> Result<u32, &'static str> {
 }
 
 impl Session {
-    pub(super) fn local(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
-        let mut out = BytesMut::new();
+    /// Writes the answer.
+    pub(super) fn local(&mut self, out: &mut BytesMut, request: &Request, spec: &'static CommandSpec) -> Flow {
         match spec.name {
-            "PING" if request.len() > 2 => return self.wrong_arity("ping"),
-            "PING" if request.len() == 2 => write::bulk(&mut out, request.arg(1)),
-            "PING" => write::simple(&mut out, "PONG"),
-            "ECHO" => write::bulk(&mut out, request.arg(1)),
+            "PING" if request.len() > 2 => {
+                let refusal = Refusal::WrongArity("ping".into());
+                refused::count(&refusal);
+                refusal.write(out);
+            }
+            "PING" if request.len() == 2 => write::bulk(out, request.arg(1)),
+            "PING" => write::simple(out, "PONG"),
+            "ECHO" => write::bulk(out, request.arg(1)),
             "QUIT" => {
-                self.answer(b"+OK\r\n");
+                write::simple(out, "OK");
                 return Flow::Close;
             }
             "RESET" => {
                 self.reset();
-                write::simple(&mut out, "RESET");
+                write::simple(out, "RESET");
             }
             "SELECT" => match database(request.arg(1)) {
                 Ok(db) => {
@@ -48,15 +52,14 @@ impl Session {
                     if !self.is_moving_db() {
                         self.audit("select", Unlike::Database, String::new(), || format!("database {db}"));
                     }
-                    write::simple(&mut out, "OK");
+                    write::simple(out, "OK");
                 }
-                Err(text) => write::error(&mut out, text),
+                Err(text) => write::error(out, text),
             },
-            "AUTH" => self.auth(&mut out, &request),
-            "HELLO" => self.hello(&mut out, &request),
-            _ => return self.client(&request),
+            "AUTH" => self.auth(out, request),
+            "HELLO" => self.hello(out, request),
+            _ => return self.client(out, request),
         }
-        self.answer(&out);
         Flow::Continue
     }
 
@@ -69,11 +72,6 @@ impl Session {
         self.set_db(0);
         self.client.rename(|names| names.name = Bytes::new());
         self.become_nobody();
-    }
-
-    fn wrong_arity(&self, name: &str) -> Flow {
-        self.refuse(Refusal::WrongArity(name.into()));
-        Flow::Continue
     }
 
     /// As a client that has not said who it is: the default user, if that needs no password.

@@ -1,5 +1,6 @@
 //! One client, accept to close: what it sends is read, planned and sent on; answers go back in the order of the requests.
 
+mod asides;
 mod auditing;
 mod blocking;
 mod bounds;

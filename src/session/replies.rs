@@ -25,6 +25,8 @@ use crate::wire::WriteHalf;
 pub enum Mute {
     #[default]
     No,
+    /// That of the request behind the one that is about to be numbered.
+    Soon,
     /// That of the next request.
     Next,
     All,
@@ -93,11 +95,15 @@ impl Replies {
     /// A number for the next request.
     pub fn number(&self) -> u64 {
         let seq = self.next.replace(self.next.get() + 1);
-        if self.mute.get() != Mute::No {
+        let (is_muted, next) = match self.mute.get() {
+            Mute::No => return seq,
+            Mute::Soon => (false, Mute::Next),
+            Mute::Next => (true, Mute::No),
+            Mute::All => (true, Mute::All),
+        };
+        self.mute.set(next);
+        if is_muted {
             self.muted.borrow_mut().push_back(seq);
-            if self.mute.get() == Mute::Next {
-                self.mute.set(Mute::No);
-            }
         }
         seq
     }
@@ -140,7 +146,7 @@ impl Replies {
         }
         let mut out = self.out.borrow_mut();
         append(&mut out);
-        let (bytes, bytes_max) = (out.len(), self.bounds.pending_reply_bytes_max());
+        let (bytes, bytes_max) = (out.len(), self.unread_bytes_max());
         drop(out);
         if bytes > bytes_max {
             tracing::warn!(bytes_max, "a client leaves more replies unread than max_pending_reply_bytes; it is closed");
@@ -152,6 +158,11 @@ impl Replies {
         {
             self.dirty.mark(me);
         }
+    }
+
+    /// Bytes that may wait for the client to read them.
+    pub fn unread_bytes_max(&self) -> usize {
+        self.bounds.pending_reply_bytes_max()
     }
 
     /// Ends the client.

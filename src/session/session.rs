@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use crate::audit::{Audit, Kind as Unlike};
 use crate::command::chosen::Wanted;
 use crate::command::{self, Access, CommandSpec, Kind};
-use crate::dual::{Caller, Engine, Membership, ReplyPort, ReplyTo, Target};
+use crate::dual::{Caller, Engine, ReplyPort, ReplyTo, Target};
 use crate::resp::limits::Limits;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
@@ -22,6 +22,7 @@ use crate::resp::scan::{RequestScanner, split_inline};
 use crate::routing::{Key, Places, places_of};
 use crate::session::bounds::Bounds;
 use crate::session::clients::{Client, Clients, Wish};
+use crate::session::pubsub::Subscriber;
 use crate::session::replies::Replies;
 use crate::session::scripts::Scripts;
 use crate::session::transaction::Transaction;
@@ -77,7 +78,7 @@ pub struct Session {
     /// Of its user; `None`: it may do everything.
     pub rights: Option<Arc<Rights>>,
     pub transaction: Transaction,
-    pub subscriber: Option<Membership>,
+    pub subscriber: Option<Subscriber>,
 }
 
 impl Session {
@@ -226,8 +227,7 @@ impl Session {
             return Flow::Continue;
         }
         if !spec.takes(request.len()) {
-            self.transaction.spoil();
-            self.refuse(Refusal::WrongArity(spec.name.to_lowercase()));
+            self.refuse_arity(spec);
             return Flow::Continue;
         }
         let place = command::place(spec);
@@ -278,11 +278,16 @@ impl Session {
             Kind::Keyed if command::is_blocking(spec, &request) => Box::pin(self.block(request, spec)).await,
             Kind::Keyed => self.keyed(request, spec).await,
             Kind::Split(how) => Box::pin(self.split(request, spec, how)).await,
-            Kind::Local => return self.local(request, spec),
+            Kind::Local => {
+                let mut out = BytesMut::new();
+                let flow = self.local(&mut out, &request, spec);
+                self.answer(&out);
+                return flow;
+            }
             Kind::Keyless => self.keyless(request, spec).await,
             Kind::Publish => Box::pin(self.publish(request, spec)).await,
             Kind::PubSub => Box::pin(self.subscribe(request, spec)).await,
-            Kind::Transaction => Box::pin(self.transaction_command(request, spec)).await,
+            Kind::Transaction => return Box::pin(self.transaction_command(request, spec)).await,
             Kind::Blocking => Box::pin(self.block(request, spec)).await,
             Kind::Script => Box::pin(self.script(request, spec)).await,
             Kind::Scan | Kind::KeyspaceWide => Box::pin(self.keyspace(request, spec)).await,
@@ -292,6 +297,19 @@ impl Session {
             }
         }
         Flow::Continue
+    }
+
+    /// An EXEC that is wrong ends its transaction; any other command spoils it.
+    fn refuse_arity(&mut self, spec: &CommandSpec) {
+        let refusal = Refusal::WrongArity(spec.name.to_lowercase());
+        if spec.name == "EXEC" {
+            self.reset_transaction();
+            let why = refusal.to_string();
+            let why = why.trim_start_matches("ERR ");
+            return self.refuse(Refusal::Verbatim(format!("EXECABORT Transaction discarded because of: {why}")));
+        }
+        self.transaction.spoil();
+        self.refuse(refusal);
     }
 
     /// A command that the table lacks: the standalone knows whether it exists, and where its keys are.

@@ -2,7 +2,7 @@
 //!
 //! Everything led by the standalone, or in one slot, is one real transaction there. What spans more is split only where
 //! each command stands for itself and nothing is watched; else it is refused before anything ran. WATCH keeps a connection
-//! of its own to the store of its keys until the transaction ends.
+//! of its own to the store of its keys until the transaction ends. What concerns the connection alone runs in `asides`.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -19,10 +19,11 @@ use crate::resp::refusal::Refusal;
 use crate::resp::request::Request;
 use crate::resp::{reply, write};
 use crate::routing::{Key, Side, places_of};
+use crate::session::asides::{Aside, PLACEHOLDER, is_aside, unfit};
 use crate::session::commands::{Once, outcome_of};
 use crate::session::keyspace::reaches_all;
 use crate::session::local::database;
-use crate::session::session::{Session, keys_at};
+use crate::session::session::{Flow, Session, keys_at};
 use crate::session::split::{merge, parts_of};
 use crate::store::{LinkError, PrivateLink, StoreSide};
 
@@ -59,6 +60,14 @@ impl Transaction {
         self.queue.is_some()
     }
 
+    /// What of it concerns no store.
+    fn asides(&self) -> Vec<Aside> {
+        let queued = self.queue.iter().flatten().enumerate().filter(|(_, queued)| is_aside(queued.spec));
+        let aside =
+            |(number, queued): (usize, &Queued)| Aside { number, request: queued.request.clone(), spec: queued.spec };
+        queued.map(aside).collect()
+    }
+
     /// A command could not be queued: EXEC will refuse.
     pub fn spoil(&mut self) {
         self.is_spoiled = self.queue.is_some();
@@ -69,10 +78,7 @@ impl Session {
     pub(super) fn queue(&mut self, request: Request, spec: &'static CommandSpec) {
         let refusal = match spec.kind {
             Kind::Refused(reason) => Some(Refusal::NotSupported { command: spec.name.to_lowercase(), reason }),
-            Kind::PubSub | Kind::Local if !matches!(spec.name, "PING" | "ECHO" | "SELECT") => {
-                Some(Refusal::Text(format!("Command '{}' not allowed inside a transaction", spec.name.to_lowercase())))
-            }
-            _ => None,
+            _ => unfit(spec, &request, self.protocol),
         };
         if let Some(refusal) = refusal {
             self.transaction.spoil();
@@ -92,7 +98,7 @@ impl Session {
         self.answer(b"+QUEUED\r\n");
     }
 
-    pub(super) async fn transaction_command(&mut self, request: Request, spec: &'static CommandSpec) {
+    pub(super) async fn transaction_command(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
         let text = |text: &str| Refusal::Text(text.into());
         match spec.name {
             "MULTI" if self.transaction.is_queueing() => self.refuse(text("MULTI calls can not be nested")),
@@ -123,10 +129,15 @@ impl Session {
                 self.replies.settle(0).await;
                 let transaction = std::mem::take(&mut self.transaction);
                 self.client.queued.store(-1, Ordering::Relaxed);
+                let asides = transaction.asides();
                 let outcome = self.exec(transaction).await;
-                self.answer_with(outcome);
+                match outcome {
+                    Ok(frame) if !asides.is_empty() => return self.answer_with_asides(frame, asides).await,
+                    outcome => self.answer_with(outcome),
+                }
             }
         }
+        Flow::Continue
     }
 
     /// Forgets what was queued and watched.
@@ -289,7 +300,7 @@ impl Session {
             }
         };
         for (number, Queued { request, spec, db }) in commands.iter().enumerate() {
-            if spec.name == "SELECT" {
+            if spec.name == "SELECT" || is_aside(spec) {
                 continue;
             }
             select(&mut out, &mut batch.answered, *db);
@@ -330,6 +341,7 @@ impl Session {
         for (answer, queued) in answers.into_iter().zip(commands) {
             match answer {
                 Some(answer) => out.extend_from_slice(&answer),
+                None if is_aside(queued.spec) => out.extend_from_slice(PLACEHOLDER),
                 None => write_selected(&mut out, &queued.request),
             }
         }
@@ -380,8 +392,10 @@ impl Session {
             let places = places_of(*db, spec, request).ok_or(Refusal::Syntax)?;
             let stands_alone = match spec.kind {
                 _ if !engine.is_moving(*db) && !places.iter().any(|(_, db)| engine.is_moving(*db)) => true,
+                _ if is_aside(spec) => true,
                 Kind::Split(_) | Kind::Publish | Kind::Keyless | Kind::Local => true,
                 Kind::Keyed => engine.is_simple(request, &places),
+                Kind::Script => places.is_empty() && matches!(spec.keys, command::Keys::None),
                 _ => false,
             };
             if !stands_alone {
@@ -404,6 +418,9 @@ impl Session {
     }
 
     async fn run_one(&mut self, request: Request, spec: &'static CommandSpec) -> Result<Bytes, Refusal> {
+        if is_aside(spec) {
+            return Ok(Bytes::from_static(PLACEHOLDER));
+        }
         if spec.name == "SELECT" {
             let mut out = BytesMut::new();
             write_selected(&mut out, &request);
@@ -419,6 +436,9 @@ impl Session {
             return receiver.await.unwrap_or(Err(Refusal::UnknownOutcome));
         }
         if matches!(spec.keys, command::Keys::None) {
+            if spec.kind == Kind::Script {
+                self.tell_primaries(&request, spec).await;
+            }
             let target = Target::Standalone { db: self.db };
             let answer = self.shared.engine.call(&target, request.bytes(), self.protocol).await;
             return answer.map_err(|error| refusal_of(&error));
@@ -464,7 +484,7 @@ fn is_standalone(target: &Target) -> bool {
 fn fits_beside(spec: &CommandSpec, target: &Target, channels: Side) -> bool {
     let side = if matches!(target, Target::Standalone { .. }) { Side::Standalone } else { Side::Cluster };
     match spec.kind {
-        _ if spec.name == "SELECT" => true,
+        _ if spec.name == "SELECT" || is_aside(spec) => true,
         // A shard channel has a slot of its own.
         Kind::Publish => channels == side && (side == Side::Standalone || spec.name == "PUBLISH"),
         _ => side == Side::Standalone || !matches!(spec.keys, command::Keys::None),

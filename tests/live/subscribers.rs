@@ -316,3 +316,36 @@ fn a_subscriber_that_does_not_read_is_closed_and_the_others_hear_everything() {
     quick.expect(&frame('*', &["message", "big", "last"], None));
     assert!(!slow.rest().contains("last"));
 }
+
+/// As in Redis 7: the confirmations are a part of EXEC's reply. A message may come at any moment, and must not come within it.
+#[test]
+fn a_subscribe_in_a_transaction_is_confirmed_within_exec_and_messages_come_behind() {
+    let stores = Stores::shared();
+    for routing in ["", "pubsub = \"cluster\""] {
+        let settings = Settings { routing: routing.into(), ..Settings::of(stores) };
+        let proxy = settings.phase("88", "cluster").start().ready();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut publisher = connect(proxy.port);
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    run(&mut publisher, "PUBLISH busy x");
+                }
+            });
+            for round in 0..40 {
+                let mut raw = if round % 2 == 0 { Raw::to(proxy.port) } else { resp3(proxy.port) };
+                let head = if round % 2 == 0 { '*' } else { '>' };
+                raw.send(b"MULTI\r\nSUBSCRIBE busy\r\nSET provider:88:k 1\r\nPSUBSCRIBE quiet*\r\nCLIENT GETREDIR\r\nSUBSCRIBE last\r\nEXEC\r\n");
+                raw.expect(&[&b"+OK\r\n"[..], &b"+QUEUED\r\n".repeat(5), b"*5\r\n"].concat());
+                raw.expect(&frame(head, &["subscribe", "busy"], Some(1)));
+                raw.expect(b"+OK\r\n");
+                raw.expect(&frame(head, &["psubscribe", "quiet*"], Some(2)));
+                raw.expect(b":-1\r\n");
+                raw.expect(&frame(head, &["subscribe", "last"], Some(3)));
+                raw.expect(&frame(head, &["message", "busy", "x"], None));
+                raw.expect(&frame(head, &["message", "busy", "x"], None));
+            }
+            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+}
