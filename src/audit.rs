@@ -27,6 +27,8 @@ pub enum Kind {
     CrossWatch,
     /// A script without declared keys.
     ScriptWithoutKeys,
+    /// A script that touches keys which it does not declare, by its text or by what a node of the cluster said.
+    ScriptUndeclared,
     /// SORT with BY or GET patterns.
     SortPattern,
     /// A database that does not move.
@@ -53,6 +55,9 @@ impl Kind {
             }
             Self::ScriptWithoutKeys => {
                 "runs where keys without a provider are, and fails there if it touches a key of another slot: declare its keys"
+            }
+            Self::ScriptUndeclared => {
+                "it touches keys that it does not declare: on the cluster it fails where they are in another slot, and what it writes there is not followed in a dual phase, which puts the route in doubt. Declare the keys (KEYS); cluster_keys = \"tagged\" does not help, for the script does not know the tag. Else let it rest, run `cutover backfill` and flip"
             }
             Self::SortPattern => "a cluster refuses SORT with BY and GET patterns: sort in the application",
             Self::Database => {

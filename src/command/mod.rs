@@ -3,6 +3,7 @@
 pub mod chosen;
 pub mod keys;
 pub mod learnt;
+pub mod lua;
 pub mod permitted;
 mod table;
 

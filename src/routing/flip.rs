@@ -73,7 +73,7 @@ pub enum Reason {
     )]
     Divergence { keys: u64, route: RouteName },
     #[error(
-        "the route is in doubt since an unclean stop, a store that was restarted or replaced, or an earlier stay on the cluster; wait for the backfill that runs (`cutover status`), or run `cutover backfill {route}`"
+        "the route is in doubt since an unclean stop, a store that was restarted or replaced, a script that writes what it does not declare, or an earlier stay on the cluster; wait for the backfill that runs (`cutover status`), or run `cutover backfill {route}`"
     )]
     InDoubt { route: RouteName },
     #[error("the cluster is not known to hold every key; run `cutover backfill {route}`")]

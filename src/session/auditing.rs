@@ -3,7 +3,24 @@
 use bytes::Bytes;
 
 use crate::audit::{Kind, Subject};
+use crate::command::lua::Undeclared;
+use crate::command::{self, CommandSpec};
+use crate::resp::reply;
+use crate::routing::Key;
 use crate::session::session::Session;
+use crate::store::LinkError;
+
+/// Parts of what a node says of a script that touches keys of other slots, or that may not run on a cluster.
+const LEFT_ITS_SLOT: [&str; 4] =
+    ["access a non local key", "do not hash to the same slot", "undeclared key", "Can not run script on cluster"];
+
+/// The keys of a script; without any it runs where keys without a provider are, which the empty name is.
+fn names_of(keys: &[Key]) -> Vec<&[u8]> {
+    match keys {
+        [] => vec![b""],
+        keys => keys.iter().map(|key| &key.name[..]).collect(),
+    }
+}
 
 impl Session {
     /// Keys that one command, transaction or WATCH needs at once: whether they are in one slot and of one route.
@@ -25,6 +42,48 @@ impl Session {
         // Many providers in one command are one finding.
         let route = if routes.len() > 3 { format!("{} routes", routes.len()) } else { routes.join(" ") };
         self.audit(command, kind, route, example);
+    }
+
+    /// A script whose text shows that it touches keys which it does not declare. What it writes there in a dual phase is not
+    /// copied, so the routes of its keys are in doubt; without keys, the one of keys without a provider, where it runs.
+    pub(super) fn note_undeclared(&self, spec: &CommandSpec, keys: &[Key], undeclared: &Undeclared) {
+        self.audit_script(spec, keys, &undeclared.example);
+        if !undeclared.writes || spec.name.ends_with("_RO") {
+            return;
+        }
+        let table = self.shared.engine.table();
+        for name in names_of(keys) {
+            let route = table.route_of(name).0;
+            let Some(dual) = route.dual.as_ref().filter(|dual| !dual.is_in_doubt()) else { continue };
+            dual.set_in_doubt(true);
+            tracing::warn!(
+                route = %route.name,
+                command = spec.name,
+                "a script writes keys that it does not declare, and these are not copied: the route is in doubt until a backfill has gone through it without such a script (`cutover audit`)"
+            );
+        }
+    }
+
+    /// What a node says of a script that left its slot.
+    pub(super) fn audit_script_error(&self, spec: &CommandSpec, keys: &[Key], answer: &Result<Bytes, LinkError>) {
+        let Some(text) =
+            answer.as_ref().ok().filter(|frame| spec.kind == command::Kind::Script && reply::is_error(frame))
+        else {
+            return;
+        };
+        let text = String::from_utf8_lossy(reply::error_text(text));
+        if LEFT_ITS_SLOT.iter().any(|part| text.contains(part)) {
+            self.audit_script(spec, keys, &text);
+        }
+    }
+
+    fn audit_script(&self, spec: &CommandSpec, keys: &[Key], example: &str) {
+        let table = self.shared.engine.table();
+        let mut routes: Vec<String> =
+            names_of(keys).into_iter().map(|name| table.route_of(name).0.name.to_string()).collect();
+        routes.sort();
+        routes.dedup();
+        self.audit(spec.name, Kind::ScriptUndeclared, routes.join(" "), || example.replace(char::is_control, " "));
     }
 
     /// Something that is told by itself.

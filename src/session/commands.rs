@@ -91,6 +91,7 @@ impl Session {
         };
         let answer = self.call_healed(&target, spec, request).await;
         guard.finish(outcome_of(&answer)).await;
+        self.audit_script_error(spec, keys, &answer);
         answer
             .map(|frame| engine.reply_from(&target, self.db, spec, request, frame))
             .map_err(|error| refusal_of(&error))
@@ -190,10 +191,13 @@ impl Session {
             self.tell_primaries(&request, spec).await;
             return engine.submit_elsewhere(request.into_bytes(), self.caller());
         }
-        self.shared.scripts.note(spec, &request);
+        let undeclared = self.shared.scripts.note(spec, &request);
         let Some(places) = self.places(spec, &request) else {
             return engine.submit_elsewhere(request.into_bytes(), self.caller());
         };
+        if let Some(undeclared) = undeclared {
+            self.note_undeclared(spec, &keys_at(&request, &places), &undeclared);
+        }
         if !places.is_empty() {
             self.audit_together(spec.name, Unlike::CrossSlot, &views_at(&request, &places));
             let keys = keys_at(&request, &places);
@@ -206,8 +210,9 @@ impl Session {
             Side::Standalone => Target::Standalone { db: self.db },
             Side::Cluster => Target::Slot(engine.slot_of(&nothing)),
         };
-        let outcome = self.call_healed(&target, spec, &request).await.map_err(|error| refusal_of(&error));
-        self.answer_with(outcome);
+        let answer = self.call_healed(&target, spec, &request).await;
+        self.audit_script_error(spec, &[], &answer);
+        self.answer_with(answer.map_err(|error| refusal_of(&error)));
     }
 }
 

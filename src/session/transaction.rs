@@ -215,6 +215,12 @@ impl Session {
         let unlike = if watch.is_some() { Unlike::CrossWatch } else { Unlike::CrossTransaction };
         let views: Vec<(u32, &[u8])> = keys.iter().map(|key| (key.db, &key.name[..])).collect();
         self.audit_together("exec", unlike, &views);
+        for Queued { request, spec, db } in commands.iter().filter(|queued| queued.spec.kind == Kind::Script) {
+            let undeclared = self.shared.scripts.note(spec, request);
+            if let (Some(undeclared), Some(places)) = (undeclared, places_of(*db, spec, request)) {
+                self.note_undeclared(spec, &keys_at(request, &places), &undeclared);
+            }
+        }
         // Planned when nothing of it flips: whether it is whole on one store depends on the table.
         let publishes = commands.iter().any(|queued| queued.spec.kind == Kind::Publish);
         let engine = self.shared.engine.clone();

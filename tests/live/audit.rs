@@ -90,3 +90,60 @@ fn what_tagged_keys_mend_is_not_told() {
     kinds.dedup();
     assert_eq!(kinds, ["cross-route", "cross-watch", "script-without-keys", "sort-pattern", "database", "refused"]);
 }
+
+/// By its text where the store lets it do everything, by the node's error where the text does not show it.
+#[test]
+fn scripts_that_touch_undeclared_keys_are_told_and_put_a_dual_route_in_doubt() {
+    let settings = Settings::of(Stores::shared()).phase("122", "standalone").phase("123", "dual-standalone");
+    let proxy = settings.phase("124", "cluster").start().ready();
+    proxy.cli_ok("backfill 123");
+    let mut client = proxy.connect();
+    run(&mut client, "CLIENT SETNAME web");
+    let put_together = "redis.call('SET',KEYS[1]..':x',1)";
+    for id in [122, 123] {
+        run(&mut client, &format!("EVAL {put_together} 1 provider:{id}:a"));
+    }
+    let digest = match run(&mut client, &format!("SCRIPT LOAD {put_together}")) {
+        redis::Value::BulkString(digest) => String::from_utf8(digest).expect("hexadecimal"),
+        other => panic!("{other:?}"),
+    };
+    run(&mut client, &format!("EVALSHA {digest} 1 provider:122:a"));
+    for line in ["MULTI", "EVAL redis.call('DEL',ARGV[1]) 1 provider:122:m provider:122:n", "EXEC"] {
+        run(&mut client, line);
+    }
+    run(&mut client, "EVAL return(redis.call('GET',KEYS[1])) 1 provider:122:a");
+    // What a function of the script is given does not show where it comes from.
+    let hidden = "EVAL local\tfunction\tf(k)return(redis.call('GET',k))end;return(f(ARGV[1])) 1 provider:124:{t}a";
+    // Slots of the same node pass.
+    let elsewhere = (0..9).filter(|n| try_run(&mut client, &format!("{hidden} provider:124:{n}")).is_err()).count();
+    assert!(elsewhere > 0);
+    run(&mut client, &format!("{hidden} provider:124:{{t}}b"));
+
+    let found: Vec<Json> =
+        findings(&proxy).into_iter().filter(|finding| finding["kind"] == "script-undeclared").collect();
+    let of = |command: &str, route: &str| {
+        let fits = |finding: &&Json| finding["command"] == command && finding["route"] == route;
+        found.iter().find(fits).unwrap_or_else(|| panic!("no {command} of {route}: {found:?}")).clone()
+    };
+    let of_122 = of("eval", "122");
+    assert_eq!((of_122["count"].as_u64(), of_122["client"].as_str()), (Some(2), Some("web")));
+    assert_eq!(of_122["example"], put_together);
+    assert_eq!(of("evalsha", "122")["count"].as_u64(), Some(1));
+    of("eval", "123");
+    let by_node = of("eval", "124");
+    assert_eq!(by_node["count"].as_u64(), Some(elsewhere as u64));
+    assert!(by_node["example"].as_str().is_some_and(|text| text.contains("non local key")), "{by_node}");
+    assert_eq!(found.len(), 4, "{found:?}");
+    let told = String::from_utf8_lossy(&proxy.cli("audit").stdout).into_owned();
+    assert!(told.contains("script-undeclared: it touches keys that it does not declare"), "{told}");
+
+    // The key that the script made up is on the standalone only, so the route may not trust the cluster.
+    let refused = proxy.cli("move 123 --to dual-cluster");
+    assert_eq!(refused.status.code(), Some(1));
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.contains("a script that writes what it does not declare"), "{refused}");
+    proxy.cli_ok("backfill 123");
+    proxy.cli_ok("move 123 --to dual-cluster");
+    assert_eq!(run(&mut client, "GET provider:123:a:x"), redis::Value::BulkString(b"1".to_vec()));
+    assert!(proxy.log().contains("a script writes keys that it does not declare"), "the operator is told once");
+}
