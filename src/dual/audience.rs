@@ -19,10 +19,10 @@ pub struct Audience(Mutex<[HashMap<Bytes, Heard>; 3]>);
 
 /// By whom a name is heard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Heard {
-    members: i64,
+pub(super) struct Heard {
+    pub members: i64,
     /// Workers that are subscribed to it at the store.
-    links: i64,
+    pub links: i64,
 }
 
 /// Whether the node that was asked has the proxy's own connections, so that its number counts them.
@@ -59,8 +59,15 @@ impl Audience {
         heard.among(count, counted)
     }
 
-    fn subscribers(&self, family: Family, name: &[u8], count: i64, counted: Counted) -> i64 {
-        self.0.lock()[family as usize].get(name).copied().unwrap_or_default().among(count, counted)
+    /// By whom a name is heard.
+    pub(super) fn heard_by(&self, family: Family, name: &[u8]) -> Heard {
+        self.0.lock()[family as usize].get(name).copied().unwrap_or_default()
+    }
+
+    /// Names to which a worker is subscribed.
+    pub(super) fn linked(&self, family: Family) -> Vec<Bytes> {
+        let all = self.0.lock();
+        all[family as usize].iter().filter(|(_, heard)| heard.links > 0).map(|(name, _)| name.clone()).collect()
     }
 
     /// A store's answer to PUBLISH, SPUBLISH or PUBSUB as the application is to get it; `None`: as it is.
@@ -81,7 +88,7 @@ impl Audience {
         for pair in cells.chunks_exact(2) {
             let (name, count) = (&frame[pair[0].clone()], reply::integer(&frame[pair[1].clone()])?);
             out.extend_from_slice(name);
-            write::integer(&mut out, self.subscribers(family, reply::bulk(name)?, count, counted));
+            write::integer(&mut out, self.heard_by(family, reply::bulk(name)?).among(count, counted));
         }
         Some(out.freeze())
     }

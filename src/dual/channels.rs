@@ -5,26 +5,25 @@
 //! the SUBSCRIBEs that were read by then. Many messages share one such round.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::dual::audience::{Audience, Counted};
-use crate::dual::engine::{Engine, EngineWaiter, Inner, ReplyTo, Target, refusal_of};
+use crate::dual::engine::{Engine, EngineWaiter, Inner, ReplyTo, Target};
 use crate::dual::message::Message;
 use crate::dual::subscriptions::{MEETING_SLOT, Subscriptions};
 use crate::dual::turn::Turn;
 use crate::resp::refusal::Refusal;
-use crate::resp::reply::{self, Protocol};
+use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
-use crate::resp::write;
 use crate::routing::Side;
 use crate::slot;
 
@@ -160,54 +159,6 @@ impl Engine {
     pub fn heard(&self, target: &Target, request: &Request, frame: Bytes) -> Bytes {
         self.0.heard(target, request, &frame).unwrap_or(frame)
     }
-
-    /// PUBSUB: of the whole cluster where channels meet there, although a node tells of its own subscribers only.
-    pub async fn ask_channels(&self, request: &Request, protocol: Protocol) -> Result<Bytes, Refusal> {
-        self.0.subscribed().await;
-        let call = async |target: Target| {
-            let answer = self.call(&target, request.bytes(), protocol).await.map_err(|error| refusal_of(&error))?;
-            Ok(self.heard(&target, request, answer))
-        };
-        let is_of_all = PUBSUB_OF_ALL.iter().any(|word| request.arg(1).eq_ignore_ascii_case(word));
-        if self.table().pubsub().leader() == Side::Standalone {
-            return call(Target::Standalone { db: self.0.db }).await;
-        }
-        let mut merged = call(Target::Slot(MEETING_SLOT)).await?;
-        if !is_of_all || reply::is_error(&merged) {
-            return Ok(merged);
-        }
-        let meeting = self.0.stores.slot_endpoint(MEETING_SLOT).map(|endpoint| endpoint.address);
-        for node in self.0.stores.primaries().into_iter().filter(|node| Some(node) != meeting.as_ref()) {
-            let target = Target::Node(node);
-            let more = self.call(&target, request.bytes(), protocol).await.map_err(|error| refusal_of(&error))?;
-            merged = merge(&merged, &more).ok_or(Refusal::UnknownOutcome)?;
-        }
-        Ok(merged)
-    }
-}
-
-/// Subcommands of PUBSUB whose answers of several nodes make one: lists of names, or names with numbers.
-const PUBSUB_OF_ALL: [&[u8]; 4] = [b"CHANNELS", b"SHARDCHANNELS", b"NUMSUB", b"SHARDNUMSUB"];
-
-/// Names of both, each once; or the sums of the numbers beside the same names.
-fn merge(first: &[u8], second: &[u8]) -> Option<Bytes> {
-    let (cells, more) = (reply::elements(first)?, reply::elements(second)?);
-    let mut out = BytesMut::new();
-    if cells.get(1).is_some_and(|cell| first[cell.clone()].starts_with(b":")) {
-        write::array(&mut out, cells.len());
-        for (pair, other) in cells.chunks_exact(2).zip(more.chunks_exact(2)) {
-            out.extend_from_slice(&first[pair[0].clone()]);
-            let sum = reply::integer(&first[pair[1].clone()])? + reply::integer(&second[other[1].clone()])?;
-            write::integer(&mut out, sum);
-        }
-        return Some(out.freeze());
-    }
-    let mut names: Vec<&[u8]> = cells.into_iter().map(|cell| &first[cell]).collect();
-    let known: HashSet<&[u8]> = names.iter().copied().collect();
-    names.extend(more.into_iter().map(|cell| &second[cell]).filter(|name| !known.contains(name)));
-    write::array(&mut out, names.len());
-    names.iter().for_each(|name| out.extend_from_slice(name));
-    Some(out.freeze())
 }
 
 impl Inner {
@@ -252,7 +203,7 @@ impl Inner {
     }
 
     /// A turn of every worker, in which what lies in its sockets is read, and then the end of all SUBSCRIBEs that were.
-    async fn subscribed(&self) {
+    pub(super) async fn subscribed(&self) {
         let until = Instant::now() + SUBSCRIBE_PATIENCE;
         let others = (0..self.peers.0.len()).filter(|worker| *worker != self.worker);
         let ask = |worker| {

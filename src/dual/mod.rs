@@ -2,6 +2,7 @@
 
 pub mod adopt;
 mod audience;
+mod census;
 mod channels;
 mod copy;
 mod copying;

@@ -333,7 +333,7 @@ impl Inner {
     }
 
     /// Where a name is subscribed to; `None` where the cluster's layout is not known.
-    fn homes(&self, family: Family, name: &[u8]) -> Option<Vec<Arc<str>>> {
+    pub(super) fn homes(&self, family: Family, name: &[u8]) -> Option<Vec<Arc<str>>> {
         let subscriptions = &self.channels.subscriptions;
         let topics = subscriptions.topics.borrow();
         let known = topics[family as usize].get(name).filter(|topic| topic.wanted > 0 && !topic.homes.is_empty());

@@ -349,3 +349,61 @@ fn a_subscribe_in_a_transaction_is_confirmed_within_exec_and_messages_come_behin
         });
     }
 }
+
+/// The nodes count the proxy's own connections, and some that go around it; the application hears of each subscriber once.
+#[test]
+fn pubsub_tells_of_the_whole_cluster_what_one_redis_would() {
+    let stores = Stores::start();
+    let bare = Redis::start(&[]);
+    let proxy = on_cluster(&stores).start().ready();
+    let shards: Vec<String> = (0..9).map(|number| format!("shard{number}")).collect();
+    let owner = |shard: &str| {
+        let slot = cutover::slot::of(shard.as_bytes());
+        stores.nodes[usize::from(slot > 5460) + usize::from(slot > 10922)].port
+    };
+    let through: Vec<String> = ["SUBSCRIBE c d", "SUBSCRIBE c", "SUBSCRIBE c", "PSUBSCRIBE c* d*", "PSUBSCRIBE c*"]
+        .map(Into::into)
+        .into_iter()
+        .chain(std::iter::repeat_n("PSUBSCRIBE __keyspace@0__:*".to_string(), 3))
+        .chain(["SUBSCRIBE __keyevent@0__:del".to_string()])
+        .chain(shards.iter().flat_map(|shard| std::iter::repeat_n(format!("SSUBSCRIBE {shard}"), 2)))
+        .collect();
+    let around: Vec<(u16, String)> = stores.nodes[..3]
+        .iter()
+        .enumerate()
+        .flat_map(|(number, node)| {
+            [(node.port, "SUBSCRIBE c e".to_string()), (node.port, format!("PSUBSCRIBE own{number}*"))]
+        })
+        .chain(shards[..4].iter().map(|shard| (owner(shard), format!("SSUBSCRIBE {shard}"))))
+        .collect();
+    let mut subscribed: Vec<Raw> = Vec::new();
+    for words in &through {
+        subscribed.extend([subscriber(proxy.port, words), subscriber(bare.port, words)]);
+    }
+    for (port, words) in &around {
+        subscribed.extend([subscriber(*port, words), subscriber(bare.port, words)]);
+    }
+    let (mut client, mut wanted) = (proxy.connect(), bare.connect());
+    let sorted = |answer: Value| match answer {
+        Value::Array(mut cells) => {
+            cells.sort_by_key(|cell| format!("{cell:?}"));
+            Value::Array(cells)
+        }
+        other => other,
+    };
+    let lists = ["PUBSUB CHANNELS", "PUBSUB CHANNELS c*", "PUBSUB SHARDCHANNELS", "PUBSUB SHARDCHANNELS *1"];
+    for words in lists {
+        assert_eq!(sorted(run(&mut client, words)), sorted(run(&mut wanted, words)), "{words}");
+    }
+    let all = format!("PUBSUB SHARDNUMSUB {}", shards.join(" "));
+    let numbers =
+        ["PUBSUB NUMSUB", "PUBSUB NUMSUB c d e nobody __keyevent@0__:del", "PUBSUB NUMPAT", "PUBSUB SHARDNUMSUB", &all];
+    for words in numbers {
+        assert_eq!(run(&mut client, words), run(&mut wanted, words), "{words}");
+    }
+    drop(subscribed);
+    eventually("all have gone", || {
+        numbers.iter().all(|words| run(&mut client, words) == run(&mut wanted, words))
+            && run(&mut client, "PUBSUB NUMPAT") == Value::Int(0)
+    });
+}
