@@ -96,3 +96,13 @@ pub fn subcommand(request: &Request) -> Option<KeyPositions> {
     let has_key = request.len() > 2 && !keyless.iter().any(|word| request.arg(1).eq_ignore_ascii_case(word));
     Some(if has_key { KeyPositions::from_slice(&[2]) } else { KeyPositions::new() })
 }
+
+/// DEBUG OBJECT key and what else looks at keys; the other sub-commands concern the server.
+pub fn debug(request: &Request) -> Option<KeyPositions> {
+    let is = |words: &[&[u8]]| request.len() > 2 && words.iter().any(|word| request.arg(1).eq_ignore_ascii_case(word));
+    if is(&[b"DIGEST-VALUE"]) {
+        return Some((2..request.len()).collect());
+    }
+    let looks_at_one = is(&[b"OBJECT", b"SDSLEN", b"ZIPLIST", b"LISTPACK", b"QUICKLIST"]);
+    Some(if looks_at_one { KeyPositions::from_slice(&[2]) } else { KeyPositions::new() })
+}

@@ -81,7 +81,7 @@ static TABLE: &[CommandSpec] = &[
     row("CONFIG", -2, Access::None, Keys::None, Kind::Keyless, EffectKind::None, (2, 0)),
     row("COPY", -3, Access::Write, Keys::Range { first: 1, last: 2, step: 1 }, Kind::Keyed, EffectKind::Copy, (6, 2)),
     row("DBSIZE", 1, Access::None, Keys::None, Kind::KeyspaceWide, EffectKind::None, (1, 0)),
-    row("DEBUG", -2, Access::None, Keys::None, Kind::Keyless, EffectKind::None, (1, 0)),
+    row("DEBUG", -2, Access::Read, Keys::Irregular(keys::debug), Kind::Keyed, EffectKind::None, (1, 0)),
     row("DECR", 2, Access::Write, Keys::Range { first: 1, last: 1, step: 1 }, Kind::Keyed, EffectKind::Number, (1, 0)),
     row("DECRBY", 3, Access::Write, Keys::Range { first: 1, last: 1, step: 1 }, Kind::Keyed, EffectKind::Number, (1, 0)),
     row("DEL", -2, Access::Write, Keys::Range { first: 1, last: -1, step: 1 }, Kind::Split(Split::Count), EffectKind::Delete, (1, 0)),

@@ -49,6 +49,9 @@ pub fn places_of(db: u32, spec: &CommandSpec, request: &Request) -> Option<Place
     }
     // COPY names the database of its second key.
     let other = command::other_database(spec, request).unwrap_or(db);
+    if other >= DATABASES {
+        return None;
+    }
     Some(keys.into_iter().enumerate().map(|(number, index)| (index, if number == 1 { other } else { db })).collect())
 }
 

@@ -91,7 +91,10 @@ impl Session {
                 out,
                 "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or OPTOUT mode enabled",
             ),
-            (b"TRACKING", 3..) => write::error(
+            // It is off for everybody.
+            (b"TRACKING", 3) if request.arg(2).eq_ignore_ascii_case(b"OFF") => write::simple(out, "OK"),
+            (b"TRACKING", _) if !request.arg(2).eq_ignore_ascii_case(b"ON") => write::error(out, SYNTAX),
+            (b"TRACKING", _) => write::error(
                 out,
                 "ERR 'client|tracking' is not available through cutover: its links are shared, so invalidations would reach the wrong client",
             ),
@@ -162,11 +165,12 @@ impl Session {
             Some(b"WRITE") => Pause::Writes,
             Some(_) => return write::error(out, "ERR CLIENT PAUSE mode must be WRITE or ALL"),
         };
-        match number(request.arg(2)) {
-            Some(time) => {
+        match whole(request.arg(2)).map(u64::try_from) {
+            Some(Ok(time)) => {
                 self.shared.clients.pause(Duration::from_millis(time), pause);
                 write::simple(out, "OK");
             }
+            Some(Err(_)) => write::error(out, "ERR timeout is negative"),
             None => write::error(out, "ERR timeout is not an integer or out of range"),
         }
     }
@@ -251,6 +255,10 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
+fn whole(text: &[u8]) -> Option<i64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
 fn kind_of(word: &[u8]) -> Result<Bytes, String> {
     let kind = word.to_ascii_lowercase();
     match kind.as_slice() {
@@ -268,7 +276,8 @@ fn list_filter(request: &Request) -> Result<Filter, String> {
         [] => {}
         [word, kind] if word.eq_ignore_ascii_case(b"TYPE") => filter.kind = Some(kind_of(kind)?),
         [word, ids @ ..] if word.eq_ignore_ascii_case(b"ID") && !ids.is_empty() => {
-            let ids = ids.iter().map(|id| number(id).filter(|id| *id > 0));
+            // One that no client can have is no error.
+            let ids = ids.iter().map(|id| whole(id).map(|id| u64::try_from(id).unwrap_or(0)));
             filter.ids = Some(ids.collect::<Option<_>>().ok_or("ERR Invalid client ID")?);
         }
         _ => return Err(SYNTAX.into()),

@@ -142,9 +142,13 @@ impl Session {
     /// Two databases change places, which the standalone alone can do.
     async fn swap(&mut self, request: &Request) -> Result<Bytes, Refusal> {
         let engine = self.shared.engine.clone();
+        let (Ok(one), Ok(other)) = (database(request.arg(1)), database(request.arg(2))) else {
+            // The standalone says what is wrong.
+            return self.on_standalone(request).await;
+        };
         let _counted_in = engine.begin_whole().await;
-        let is_moving = |index| database(request.arg(index)).is_ok_and(|db| engine.is_moving(db));
-        if !engine.table().all_standalone() && (is_moving(1) || is_moving(2)) {
+        let is_moving = engine.is_moving(one) || engine.is_moving(other);
+        if one != other && is_moving && !engine.table().all_standalone() {
             return Err(Refusal::NotSupported {
                 command: "swapdb".into(),
                 reason: "keys of a database that moves are on two stores",

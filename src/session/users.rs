@@ -116,6 +116,7 @@ fn reaches_beyond(spec: &CommandSpec, request: &Request, moving: u32) -> bool {
         Kind::Local if spec.name == "CLIENT" => {
             is_one_of(request.arg(1), &["KILL", "LIST", "PAUSE", "UNPAUSE", "UNBLOCK"])
         }
+        Kind::Keyed if spec.name == "DEBUG" => true,
         // Routes are known of one database only.
         Kind::Local if spec.name == "SELECT" => request.arg(1) != moving.to_string().as_bytes(),
         Kind::Keyed if matches!(spec.name, "SORT" | "SORT_RO") => {

@@ -11,6 +11,7 @@ mod channels;
 mod commands;
 mod connection;
 mod copying;
+mod corpus;
 mod crowd;
 mod databases;
 mod differential;
