@@ -10,7 +10,7 @@ use crate::dual::gate::Ticket;
 use crate::dual::lane::{Mode, Outcome};
 use crate::dual::message::{Message, Way};
 use crate::resp::refusal::Refusal;
-use crate::routing::{Key, Plan};
+use crate::routing::{Key, Plan, RouteName};
 
 /// Whether keys that may be fetched are kept from others.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -187,6 +187,16 @@ impl Engine {
             self.opened().await;
         }
         WholeGuard { ticket: self.0.pause.sessions.enter_whole(), engine: self.clone() }
+    }
+
+    /// Something may have changed on one store alone, or will, that no lane hears of: the route of this key is in doubt. Gives
+    /// its name if it was not so before.
+    pub fn doubt_route_of(&self, key: &Key) -> Option<RouteName> {
+        let table = self.0.table.borrow();
+        let route = table.route_of(&key.name).0;
+        let dual = route.dual.as_ref().filter(|dual| table.databases().is_moving(key.db) && !dual.is_in_doubt())?;
+        dual.set_in_doubt(true);
+        Some(route.name.clone())
     }
 
     /// Copies a key from leader to follower through its lane.

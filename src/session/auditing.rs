@@ -51,13 +51,11 @@ impl Session {
         if !undeclared.writes || spec.name.ends_with("_RO") {
             return;
         }
-        let table = self.shared.engine.table();
-        for name in names_of(keys) {
-            let route = table.route_of(name).0;
-            let Some(dual) = route.dual.as_ref().filter(|dual| !dual.is_in_doubt()) else { continue };
-            dual.set_in_doubt(true);
+        let nothing = [Key { name: Bytes::new(), db: self.db }];
+        let keys = if keys.is_empty() { &nothing } else { keys };
+        for route in keys.iter().filter_map(|key| self.shared.engine.doubt_route_of(key)) {
             tracing::warn!(
-                route = %route.name,
+                %route,
                 command = spec.name,
                 "a script writes keys that it does not declare, and these are not copied: the route is in doubt until a backfill has gone through it without such a script (`cutover audit`)"
             );

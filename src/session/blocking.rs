@@ -1,5 +1,5 @@
-//! Commands that wait for data: each on a connection of its own, which is dropped at once when the client goes away, so that
-//! nothing is popped for nobody. A flip of the route wakes them (CLIENT UNBLOCK; the reply says whether it popped) and they
+//! Commands that wait for data: each on a connection of its own, which the server is told to drop when the client goes away, so
+//! that nothing is popped for nobody, and before the keys are copied, so that nothing is popped behind the copy. A flip of the route wakes them (CLIENT UNBLOCK; the reply says whether it popped) and they
 //! are issued again on the new leader with the time that remains.
 
 use std::sync::atomic::Ordering;
@@ -22,6 +22,8 @@ use crate::store::{LinkError, PrivateLink};
 
 /// The store has the time-out too; the proxy's own clock answers if the store doesn't.
 const GRACE: Duration = Duration::from_millis(500);
+/// How long a store that does not answer is asked to drop a connection.
+const DROP_PATIENCE: Duration = Duration::from_secs(10);
 
 enum Ended {
     Answered(Bytes),
@@ -89,7 +91,7 @@ impl Session {
             let target = self.target_now(spec.name, keys)?;
             Ok((self.private_link(&target).await?, target))
         };
-        let (link, target) = match opened.await {
+        let (mut link, target) = match opened.await {
             Ok(opened) => opened,
             Err(refusal) => {
                 guard.finish(crate::dual::lane::Outcome::Refused).await;
@@ -97,7 +99,11 @@ impl Session {
             }
         };
         self.client.is_blocked.store(true, Ordering::Relaxed);
-        let answer = self.wait_for(request, spec, &target, link, keys, until).await;
+        let answer = self.wait_for(request, spec, &target, &mut link, keys, until).await;
+        if matches!(answer, Ok(Ended::ClientGone) | Err(_)) && !self.is_over(&mut link, &target).await {
+            self.doubt_blocked(spec, keys);
+        }
+        drop(link);
         self.note_activity();
         self.client.is_blocked.store(false, Ordering::Relaxed);
         let outcome = match &answer {
@@ -119,7 +125,7 @@ impl Session {
         request: &Request,
         spec: &'static CommandSpec,
         target: &Target,
-        mut link: PrivateLink,
+        link: &mut PrivateLink,
         keys: &[Key],
         until: Option<Instant>,
     ) -> Result<Ended, LinkError> {
@@ -131,7 +137,7 @@ impl Session {
             // Asked each time before waiting: a gate that closed while the connection was opened wakes nobody.
             let is_flipping = || keys.iter().any(|key| engine.is_gated(&engine.plan(key)));
             if engine.is_stopping() || (engine.has_closed() && is_flipping()) {
-                return self.unblock(spec, target, &mut link).await;
+                return self.unblock(spec, target, link).await;
             }
             let overdue = async {
                 match late {
@@ -147,26 +153,65 @@ impl Session {
                     Wish::Kill => return Ok(Ended::ClientGone),
                     Wish::None => {}
                     wish => {
-                        let ended = self.unblock(spec, target, &mut link).await?;
+                        let ended = self.unblock(spec, target, link).await?;
                         return Ok(if matches!(ended, Ended::Woken) { Ended::Unblocked(wish) } else { ended });
                     }
                 },
-                () = overdue => return self.unblock(spec, target, &mut link).await,
+                () = overdue => return self.unblock(spec, target, link).await,
                 () = engine.closing() => {}
             }
         }
     }
 
-    /// Wakes the command; its reply decides whether it took something.
+    /// Wakes the command; its reply decides whether it took something. Where it cannot be woken nobody knows.
     async fn unblock(&self, spec: &CommandSpec, target: &Target, link: &mut PrivateLink) -> Result<Ended, LinkError> {
-        let engine = &self.shared.engine;
-        let wake = crate::dual::effect::command(&[b"CLIENT", b"UNBLOCK", link.id().to_string().as_bytes()]);
-        // To the very node: a slot may have moved meanwhile, and then the old node's answer is an error, which ends the wait too.
-        engine.call(target, &wake, self.protocol).await?;
+        let id = link.id().to_string();
+        let told = self.tell_node_of(link, target, &[b"CLIENT", b"UNBLOCK", id.as_bytes()]).await;
+        if told.is_none_or(|answer| reply::is_error(&answer)) {
+            return Err(LinkError::Lost);
+        }
         let frame =
             tokio::time::timeout(Duration::from_secs(2), link.receive()).await.map_err(|_| LinkError::TimedOut)??;
         let took_nothing = reply::is_null(&frame) || spec.name.starts_with("WAIT");
         Ok(if took_nothing { Ended::Woken } else { Ended::Answered(frame) })
+    }
+
+    /// Has the server drop a connection, so that nothing that comes to its keys from now on is given to it; false: it would
+    /// not, or did not say. Closing our end alone tells it some time later.
+    async fn is_over(&self, link: &mut PrivateLink, target: &Target) -> bool {
+        let id = link.id().to_string();
+        let until = Instant::now() + DROP_PATIENCE;
+        loop {
+            // It has answered, or was closed already.
+            if tokio::time::timeout(Duration::ZERO, link.receive()).await.is_ok() {
+                return true;
+            }
+            match self.tell_node_of(link, target, &[b"CLIENT", b"KILL", b"ID", id.as_bytes()]).await {
+                Some(answer) => return !reply::is_error(&answer),
+                None if Instant::now() >= until => return false,
+                None => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    /// A command about a connection, to the node that has it: on another one its number is somebody else's.
+    async fn tell_node_of(&self, link: &PrivateLink, target: &Target, words: &[&[u8]]) -> Option<Bytes> {
+        let node = match target {
+            Target::Standalone { .. } => target.clone(),
+            Target::Slot(_) | Target::Node(_) => Target::Node(link.address().clone()),
+        };
+        self.shared.engine.call(&node, &crate::dual::effect::command(words), self.protocol).await.ok()
+    }
+
+    /// Its keys are copied, and may be popped behind the copy.
+    fn doubt_blocked(&self, spec: &CommandSpec, keys: &[Key]) {
+        for route in keys.iter().filter_map(|key| self.shared.engine.doubt_route_of(key)) {
+            tracing::warn!(
+                %route,
+                command = spec.name,
+                "a store did not drop a connection that waits for data (CLIENT KILL), and may still give it some: the route is in doubt until a backfill has gone through it"
+            );
+        }
     }
 }
 

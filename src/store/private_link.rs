@@ -29,6 +29,7 @@ pub struct PrivateLink {
     pub(super) buffer: BytesMut,
     scanner: ReplyScanner,
     id: i64,
+    address: Arc<str>,
     _place: Option<PrivatePlace>,
 }
 
@@ -70,6 +71,7 @@ impl PrivateLink {
                 buffer: BytesMut::new(),
                 scanner: ReplyScanner::default(),
                 id,
+                address: endpoint.address.clone(),
                 _place: None,
             })
         };
@@ -87,6 +89,11 @@ impl PrivateLink {
     /// The connection's CLIENT ID on its server, for CLIENT UNBLOCK.
     pub fn id(&self) -> i64 {
         self.id
+    }
+
+    /// The node that it is to.
+    pub fn address(&self) -> &Arc<str> {
+        &self.address
     }
 
     /// Sends bytes.

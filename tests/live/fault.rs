@@ -79,6 +79,7 @@ struct Wire {
     passed: [AtomicU64; 2],
     accepted: AtomicU64,
     is_refusing: AtomicBool,
+    is_keeping: AtomicBool,
     is_over: AtomicBool,
     /// Both ends of each connection, by its number.
     open: Mutex<HashMap<u64, (TcpStream, TcpStream)>>,
@@ -105,6 +106,7 @@ impl FaultProxy {
             passed: Default::default(),
             accepted: AtomicU64::new(0),
             is_refusing: AtomicBool::new(false),
+            is_keeping: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             open: Mutex::default(),
         });
@@ -121,7 +123,13 @@ impl FaultProxy {
     /// From now on everything is passed; what was held up arrives.
     pub fn pass(&self) {
         self.wire.is_refusing.store(false, Ordering::SeqCst);
+        self.wire.is_keeping.store(false, Ordering::SeqCst);
         self.wire.order(None);
+    }
+
+    /// That a client closes does not reach the server, until [`FaultProxy::pass`].
+    pub fn keep_open(&self) {
+        self.wire.is_keeping.store(true, Ordering::SeqCst);
     }
 
     /// Cuts what is open now; later connections are not touched.
@@ -235,7 +243,15 @@ impl Passage<'_> {
         let mut buffer = vec![0; 64 << 10];
         loop {
             match from.read(&mut buffer) {
-                Ok(0) => return,
+                Ok(0) => {
+                    while self.way == Way::Requests
+                        && self.wire.is_keeping.load(Ordering::SeqCst)
+                        && !self.wire.is_over()
+                    {
+                        std::thread::sleep(GLANCE);
+                    }
+                    return;
+                }
                 Ok(read) => {
                     if self.forward(&buffer[..read], to).is_err() {
                         return;
