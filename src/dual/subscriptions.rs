@@ -41,8 +41,8 @@ const FOLLOW_AGAIN: Duration = Duration::from_millis(50);
 pub trait Ear {
     /// A message, or a confirmation.
     fn hear(&self, push: &Push);
-    /// How many subscriptions it has now.
-    fn note(&self, subscriptions: usize);
+    /// How many subscriptions it has now, by family.
+    fn note(&self, subscriptions: [usize; 3]);
     /// What it asked for cannot be done.
     fn refuse(&self, refusal: Refusal);
     /// It may have missed something.
@@ -228,7 +228,7 @@ impl Member {
             Family::Shard => self.joined(Family::Shard).get(),
             _ => self.joined(Family::Channel).get() + self.joined(Family::Pattern).get(),
         };
-        self.ear.note(self.total());
+        self.ear.note(Family::ALL.map(|family| self.joined(family).get()));
         self.ear.hear(&Push::confirmation(family, verb, name, count));
     }
 
@@ -618,7 +618,7 @@ impl Inner {
     /// A client is gone.
     fn forget_member(self: &Rc<Self>, member: &Rc<Member>) {
         member.is_gone.set(true);
-        member.ear.note(0);
+        member.ear.note([0; 3]);
         let subscriptions = &self.channels.subscriptions;
         let wanted = member.wanted.take();
         for (family, names) in Family::ALL.into_iter().zip(wanted) {

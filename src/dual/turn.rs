@@ -165,7 +165,7 @@ impl Ear for BusEnd {
         }
     }
 
-    fn note(&self, _subscriptions: usize) {}
+    fn note(&self, _subscriptions: [usize; 3]) {}
 
     // The wait ends by its own time.
     fn refuse(&self, _refusal: Refusal) {}

@@ -69,8 +69,10 @@ impl Session {
                     self.pong(&mut out, &request);
                 }
                 Some(Aside { request, spec, .. }) => {
-                    if self.local(&mut out, &request, spec) == Flow::Close {
-                        flow = Flow::Close;
+                    flow = self.local(&mut out, &request, spec);
+                    // Who has ended itself gets nothing more, as in Redis.
+                    if flow == Flow::Close {
+                        break;
                     }
                 }
             }

@@ -211,6 +211,14 @@ impl Session {
         self.client.last_active.store(self.shared.clients.clock(), Ordering::Relaxed);
     }
 
+    /// Tells the others which CLIENT this client sent; `place` is that of the command.
+    pub(super) fn note_sub_command(&self, place: u32, request: &Request) {
+        let sub = request.arg(1);
+        let found = FORMS.iter().position(|(name, _)| sub.eq_ignore_ascii_case(name.as_bytes()));
+        let number = found.map_or(0, |index| index as u32 + 1);
+        self.client.last_command.store(number << 16 | place, Ordering::Relaxed);
+    }
+
     /// Tells the others what this client is doing.
     #[inline]
     pub(super) fn note(&self, place: u32) {
@@ -240,6 +248,11 @@ const FORMS: [(&str, i16); 18] = [
     ("TRACKING", -3),
     ("HELP", 2),
 ];
+
+/// The sub-command at a place.
+pub(super) fn sub_command(place: u32) -> Option<&'static str> {
+    FORMS.get(place as usize).map(|(name, _)| *name)
+}
 
 /// What is wrong with a CLIENT before any of it is looked at: an unknown sub-command, or too few or many arguments.
 pub(super) fn wrong_form(request: &Request) -> Option<String> {

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::session::client_command;
+
 /// What others may want of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -50,11 +52,11 @@ pub struct Client {
     pub db: AtomicU32,
     pub is_resp3: AtomicBool,
     pub is_blocked: AtomicBool,
-    /// Channels, patterns and shard channels together.
-    pub subscriptions: AtomicU32,
+    /// Channels, patterns and shard channels.
+    pub subscriptions: [AtomicU32; 3],
     /// Commands queued in a transaction; -1 outside of one.
     pub queued: AtomicI64,
-    /// [`crate::command::place`] of the last command.
+    /// [`crate::command::place`] of the last command; in the upper half that of CLIENT's sub-command, one added.
     pub last_command: AtomicU32,
     /// By [`Clients::clock`].
     pub last_active: AtomicU64,
@@ -106,20 +108,24 @@ impl Client {
     fn describe(&self, out: &mut String, now: u64) {
         let names = self.names();
         let get = |value: &AtomicU32| value.load(Ordering::Relaxed);
-        let (subscriptions, queued) = (get(&self.subscriptions), self.queued.load(Ordering::Relaxed));
+        let queued = self.queued.load(Ordering::Relaxed);
+        let [sub, psub, ssub] = [0, 1, 2].map(|family| get(&self.subscriptions[family]));
         let mut flags = String::new();
         for (flag, is_set) in
-            [('P', subscriptions > 0), ('x', queued >= 0), ('b', self.is_blocked.load(Ordering::Relaxed))]
+            [('P', self.is_pubsub()), ('x', queued >= 0), ('b', self.is_blocked.load(Ordering::Relaxed))]
         {
             flags.extend(is_set.then_some(flag));
         }
-        let command =
-            crate::command::at(get(&self.last_command)).map_or("NULL".into(), |spec| spec.name.to_lowercase());
+        let (place, sub_command) = (get(&self.last_command) & 0xffff, get(&self.last_command) >> 16);
+        let mut command = crate::command::at(place).map_or("NULL".into(), |spec| spec.name.to_lowercase());
+        if let Some(name) = sub_command.checked_sub(1).and_then(client_command::sub_command) {
+            let _ = write!(command, "|{}", name.to_lowercase());
+        }
         let text = String::from_utf8_lossy;
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "id={} addr={} laddr={} name={} age={} idle={} flags={} db={} sub={subscriptions} multi={queued} cmd={command} user={} redir=-1 resp={} lib-name={} lib-ver={}",
+            "id={} addr={} laddr={} name={} age={} idle={} flags={} db={} sub={sub} psub={psub} ssub={ssub} multi={queued} cmd={command} user={} redir=-1 resp={} lib-name={} lib-ver={}",
             self.id,
             self.peer,
             self.local,
@@ -136,7 +142,7 @@ impl Client {
     }
 
     fn is_pubsub(&self) -> bool {
-        self.subscriptions.load(Ordering::Relaxed) > 0
+        self.subscriptions.iter().any(|family| family.load(Ordering::Relaxed) > 0)
     }
 }
 
@@ -210,7 +216,7 @@ impl Clients {
             db: AtomicU32::new(0),
             is_resp3: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
-            subscriptions: AtomicU32::new(0),
+            subscriptions: Default::default(),
             queued: AtomicI64::new(-1),
             last_command: AtomicU32::new(u32::MAX),
             last_active: AtomicU64::new(self.clock()),
@@ -329,7 +335,7 @@ mod tests {
     #[test]
     fn a_filter_means_those_it_names_and_nobody_else() {
         let (clients, first, second) = clients();
-        second.subscriptions.store(1, Ordering::Relaxed);
+        second.subscriptions[0].store(1, Ordering::Relaxed);
         let lines = |filter: Filter| clients.describe(&filter).lines().count();
         assert_eq!(lines(Filter::default()), 2);
         assert_eq!(lines(Filter { ids: Some(vec![2, 9]), ..Filter::default() }), 1);
@@ -357,11 +363,11 @@ mod tests {
         clients.close_idle(10);
         assert_eq!(first.take_wish(), Wish::None);
         first.is_blocked.store(true, Ordering::Relaxed);
-        second.subscriptions.store(1, Ordering::Relaxed);
+        second.subscriptions[0].store(1, Ordering::Relaxed);
         clients.close_idle(9);
         assert_eq!((first.take_wish(), second.take_wish()), (Wish::None, Wish::None));
         first.is_blocked.store(false, Ordering::Relaxed);
-        second.subscriptions.store(0, Ordering::Relaxed);
+        second.subscriptions[0].store(0, Ordering::Relaxed);
         clients.kill(&Filter { ids: Some(vec![1]), ..Filter::default() });
         clients.close_idle(9);
         assert_eq!((first.take_wish(), second.take_wish()), (Wish::Kill, Wish::CloseIfIdle));

@@ -86,8 +86,10 @@ impl Ear for SessionEar {
         }
     }
 
-    fn note(&self, subscriptions: usize) {
-        self.client.subscriptions.store(u32::try_from(subscriptions).unwrap_or(u32::MAX), Ordering::Relaxed);
+    fn note(&self, subscriptions: [usize; 3]) {
+        for (count, known) in subscriptions.into_iter().zip(&self.client.subscriptions) {
+            known.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
+        }
     }
 
     fn refuse(&self, refusal: Refusal) {

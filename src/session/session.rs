@@ -279,6 +279,9 @@ impl Session {
             Kind::Keyed => self.keyed(request, spec).await,
             Kind::Split(how) => Box::pin(self.split(request, spec, how)).await,
             Kind::Local => {
+                if spec.name == "CLIENT" {
+                    self.note_sub_command(place, &request);
+                }
                 let mut out = BytesMut::new();
                 let flow = self.local(&mut out, &request, spec);
                 self.answer(&out);

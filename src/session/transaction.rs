@@ -128,13 +128,17 @@ impl Session {
             _ => {
                 self.replies.settle(0).await;
                 let transaction = std::mem::take(&mut self.transaction);
-                self.client.queued.store(-1, Ordering::Relaxed);
                 let asides = transaction.asides();
                 let outcome = self.exec(transaction).await;
-                match outcome {
-                    Ok(frame) if !asides.is_empty() => return self.answer_with_asides(frame, asides).await,
-                    outcome => self.answer_with(outcome),
-                }
+                let flow = match outcome {
+                    Ok(frame) if !asides.is_empty() => self.answer_with_asides(frame, asides).await,
+                    outcome => {
+                        self.answer_with(outcome);
+                        Flow::Continue
+                    }
+                };
+                self.client.queued.store(-1, Ordering::Relaxed);
+                return flow;
             }
         }
         Flow::Continue

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::common::{Settings, Stores, command, connect, eventually, run, try_run};
+use crate::common::{Redis, Settings, Stores, command, connect, eventually, run, try_run};
 use crate::protocol::Raw;
 
 fn text(value: Value) -> String {
@@ -45,15 +45,9 @@ fn a_blocked_client_is_unblocked_as_if_its_time_were_over_or_with_an_error() {
     let mut own = proxy.connect();
     for (how, wanted) in [("TIMEOUT", "*-1\r\n"), ("ERROR", "-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n")] {
         let mut blocked = Raw::to(proxy.port);
-        blocked.send(b"CLIENT ID\r\n");
-        let mut id = String::new();
-        while !id.ends_with("\r\n") {
-            let mut byte = [0];
-            std::io::Read::read_exact(&mut blocked.0, &mut byte).expect("an id");
-            id.push(byte[0].into());
-        }
+        let id = text_id(&mut blocked);
         blocked.send(b"BLPOP provider:70:queue 0\r\n");
-        let unblock = format!("CLIENT UNBLOCK {} {how}", id.trim().trim_start_matches(':'));
+        let unblock = format!("CLIENT UNBLOCK {id} {how}");
         eventually("it is unblocked", || run(&mut own, &unblock) == Value::Int(1));
         blocked.expect(wanted.as_bytes());
         blocked.send(b"PING\r\n");
@@ -156,4 +150,134 @@ fn commands_that_need_a_connection_of_their_own_are_bound_and_say_so() {
     taken(0);
     assert_eq!(run(&mut client, "WATCH bound:k"), Value::Okay);
     taken(1);
+}
+
+/// What others see of a client that does much, beside what they see of it on one Redis.
+#[test]
+fn a_client_is_described_as_redis_does() {
+    let (proxy, bare) = (Settings::of(Stores::shared()).start().ready(), Redis::start(&[]));
+    let seen = |port: u16| {
+        let (mut client, mut other) = (Raw::to(port), connect(port));
+        let mut line_of = |word: &str| {
+            let mut found = String::new();
+            eventually(word, || {
+                let list = text(run(&mut other, "CLIENT LIST"));
+                let line = list.lines().find(|line| line.contains(" name=zed ") && line.contains(word));
+                found = line.unwrap_or_default().to_string();
+                !found.is_empty()
+            });
+            let fields =
+                ["name=", "flags=", "db=", "sub=", "psub=", "ssub=", "multi=", "cmd=", "user=", "redir=", "resp="];
+            let is_known = |word: &&str| fields.iter().any(|field| word.starts_with(field));
+            found.split(' ').filter(is_known).collect::<Vec<_>>().join(" ")
+        };
+        client.send(b"HELLO 3\r\nCLIENT SETNAME zed\r\nSELECT 3\r\nCLIENT GETNAME\r\n");
+        let mut lines = vec![line_of("cmd=client|getname")];
+        client.send(b"SUBSCRIBE a b\r\nPSUBSCRIBE c*\r\nSSUBSCRIBE s\r\nPING\r\n");
+        lines.push(line_of("cmd=ping"));
+        client.send(b"UNSUBSCRIBE\r\nPUNSUBSCRIBE\r\nSUNSUBSCRIBE\r\nMULTI\r\nINCR x\r\n");
+        lines.push(line_of("cmd=incr"));
+        client.send(b"DISCARD\r\nRESET\r\nCLIENT SETNAME zed\r\nCLIENT INFO\r\n");
+        lines.push(line_of("cmd=client|info"));
+        lines
+    };
+    assert_eq!(seen(proxy.port), seen(bare.port));
+}
+
+/// One stream of commands, and every byte of what comes back until the end.
+#[test]
+fn a_connection_goes_through_its_modes_as_on_one_redis() {
+    let (proxy, bare) = (Settings::of(Stores::shared()).start().ready(), Redis::start(&[]));
+    let talk = [
+        "PING",
+        "CLIENT REPLY SKIP",
+        "PING x",
+        "PING y",
+        "CLIENT REPLY OFF",
+        "PING z",
+        "CLIENT REPLY SKIP",
+        "PING z",
+        "GET k",
+        "NOSUCH",
+        "CLIENT REPLY ON",
+        "PING on",
+        "CLIENT REPLY SKIP",
+        "CLIENT REPLY SKIP",
+        "PING 1",
+        "PING 2",
+        "CLIENT REPLY NOSUCH",
+        "PING",
+        "SUBSCRIBE a b",
+        "PING",
+        "PING x",
+        "PING x y",
+        "GET k",
+        "MULTI",
+        "UNSUBSCRIBE b",
+        "PSUBSCRIBE a*",
+        "RESET",
+        "GET k",
+        "CLIENT SETNAME q",
+        "SELECT 5",
+        "MULTI",
+        "SET k 1",
+        "RESET",
+        "EXEC",
+        "CLIENT GETNAME",
+        "WATCH k",
+        "RESET",
+        "MULTI",
+        "PING",
+        "EXEC",
+        "CLIENT REPLY SKIP",
+        "HELLO 3 SETNAME w",
+        "CLIENT GETNAME",
+        "SUBSCRIBE a",
+        "GET k",
+        "PUBLISH a x",
+        "PING",
+        "MULTI",
+        "PING",
+        "EXEC",
+        "UNSUBSCRIBE",
+        "PUNSUBSCRIBE",
+        "CLIENT TRACKINGINFO",
+        "RESET",
+        "CLIENT TRACKINGINFO",
+        "CLIENT KILL ID 999999",
+        "CLIENT PAUSE 5",
+        "GET k",
+        "CLIENT UNPAUSE",
+        "ECHO x",
+        "CLIENT REPLY OFF",
+        "PING",
+        "SELECT 99",
+        "CLIENT REPLY ON",
+        "QUIT",
+        "PING",
+    ];
+    let heard = |port: u16| {
+        let mut client = Raw::to(port);
+        client.send(format!("{}\r\n", talk.join("\r\n")).as_bytes());
+        client.rest()
+    };
+    assert_eq!(heard(proxy.port), heard(bare.port));
+    let killed = |port: u16| {
+        let mut client = Raw::to(port);
+        let id = text_id(&mut client);
+        client.send(format!("MULTI\r\nCLIENT KILL ID {id} SKIPME no\r\nPING\r\nEXEC\r\nPING\r\n").as_bytes());
+        client.rest()
+    };
+    assert_eq!(killed(proxy.port), killed(bare.port));
+}
+
+fn text_id(client: &mut Raw) -> String {
+    client.send(b"CLIENT ID\r\n");
+    let mut id = String::new();
+    while !id.ends_with("\r\n") {
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut client.0, &mut byte).expect("an id");
+        id.push(byte[0].into());
+    }
+    id.trim().trim_start_matches(':').to_string()
 }
