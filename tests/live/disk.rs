@@ -176,6 +176,6 @@ fn one_spoilt_state_file_is_made_good_and_two_are_not_guessed_over() {
         std::fs::remove_file(path).expect("remove");
     }
     proxy.start_again();
-    assert!(proxy.log().contains("every dual route is in doubt"), "{}", proxy.log());
+    eventually("the log says it", || proxy.log().contains("every dual route is in doubt"));
     eventually("synced again", || state_of(&proxy, "632")["synced"] == true);
 }
