@@ -30,8 +30,11 @@ use crate::audit::Audit;
 use crate::config::watch::Fingerprint;
 use crate::config::{self, Config};
 use crate::dual::adopt::{self, Adopter};
+use crate::dual::desk::{Ask, Desk};
 use crate::dual::journal::Journal;
+use crate::dual::shelf::Where;
 use crate::dual::state::{Snapshot, StateFile};
+use crate::dual::tenure::{Tenure, TenureParts};
 use crate::dual::traffic::TrafficBook;
 use crate::dual::{Audience, Copying, Message, Peers, Shadowing, Subscribing};
 use crate::jobs::checkpoint::{JobFile, Record};
@@ -43,7 +46,7 @@ use crate::serve::listeners::Listeners;
 use crate::session::users::Users;
 use crate::session::worker::{self, WorkerParts};
 use crate::session::{Bounds, Clients, Filter, Scripts, SessionLimits};
-use crate::store::{Loss, PrivateLinks, SlotMap, SlowLimit, StoresConfig, private_link, topology};
+use crate::store::{Fence, Loss, PrivateLinks, Role, SlotMap, SlowLimit, StoresConfig, private_link, topology};
 use crate::{process, service};
 
 pub use reach::{acceptor, seeds, standalone};
@@ -70,7 +73,7 @@ pub fn run(path: &Path, beside: Beside) -> anyhow::Result<()> {
     let loaded = config::watch::fingerprint(path);
     let config = &config::load(path)?;
     process::started();
-    private_link::be_a_proxy();
+    private_link::be_a_proxy(&config.lease.name);
     let level = start_logging(config);
     std::panic::set_hook(Box::new(|panic| {
         PANICS.fetch_add(1, Ordering::Relaxed);
@@ -108,7 +111,7 @@ pub fn run(path: &Path, beside: Beside) -> anyhow::Result<()> {
         table.routes().iter().filter_map(|route| route.dual.as_ref()).for_each(|dual| dual.set_in_doubt(true));
     }
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    control.block_on(async {
+    tokio::task::LocalSet::new().block_on(&control, async {
         // Before anybody is served: a signal that comes without a handler ends the program in the midst of an answer.
         let signals = Signals::listen()?;
         let program = Program::start(config, path, table, state, journal, totals, inherited)?;
@@ -224,6 +227,7 @@ fn file_crc(path: &Path) -> u32 {
 struct Program {
     adopter: Arc<Adopter>,
     jobs: Arc<Jobs>,
+    desk: Arc<Desk>,
     peers: Peers,
     workers: Vec<JoinHandle<std::io::Result<bool>>>,
     loss: Arc<Loss>,
@@ -274,6 +278,7 @@ impl Program {
         let slot_map = Arc::new(ArcSwap::from_pointee(SlotMap::default()));
         let refresh = Arc::new(Notify::new());
         let loss = Arc::new(Loss::default());
+        let (desk, asks) = desk(config);
         let slow = SlowCommands::default();
         slow.set(&config.log);
         let stores = StoresConfig {
@@ -283,6 +288,7 @@ impl Program {
             refresh: refresh.clone(),
             loss: loss.clone(),
             slow: slow.limit.clone(),
+            fence: desk.fence.clone(),
             queue_bytes_max: config
                 .cluster
                 .as_ref()
@@ -338,11 +344,31 @@ impl Program {
                 audit: audit.clone(),
                 subscribing: subscribing.clone(),
                 audience: audience.clone(),
+                desk: desk.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("worker-{number}"));
             workers.push(thread.spawn(move || worker::run(parts, listeners))?);
         }
-        let adopter = Arc::new(Adopter::new(table, peers.clone(), state, config.flip_timeout, loss.clone()));
+        let id = state.id().to_string();
+        let adopter =
+            Arc::new(Adopter::new(table, peers.clone(), state, config.flip_timeout, loss.clone(), desk.clone()));
+        if let Some(asks) = asks {
+            let cluster =
+                Where::Cluster { seeds: stores.cluster.clone(), slot_map: slot_map.clone(), refresh: refresh.clone() };
+            let parts = TenureParts {
+                name: config.lease.name.clone(),
+                lasts: config.lease.lasts,
+                id,
+                url: reach::own_url(config),
+                adopter: adopter.clone(),
+                desk: desk.clone(),
+                asks,
+                peers: peers.clone(),
+                reach: reach::proxies(config)?,
+            };
+            let stores = [Where::Standalone(stores.standalone.clone()), cluster];
+            tokio::task::spawn_local(Tenure::new(parts, stores).run());
+        }
         let context = jobs::Context {
             adopter: adopter.clone(),
             peers: peers.clone(),
@@ -381,6 +407,7 @@ impl Program {
         Ok(Self {
             adopter,
             jobs,
+            desk,
             peers,
             workers,
             loss,
@@ -463,6 +490,8 @@ impl Program {
                     self.reload(path, &level).await;
                 }
                 () = self.loss.told() => self.doubt().await,
+                () = self.desk.changed.notified() => self.reload(path, &level).await,
+                () = self.desk.taken.notified() => self.backfill(doubtful),
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
                 _ = &mut handed_over => {
@@ -545,6 +574,7 @@ impl Program {
         // Before the state file: without the word `clean` in that, a place in this counts for nothing.
         self.jobs.keep(is_clean);
         self.adopter.save(&self.adopter.table(), is_clean).await.context("write state file")?;
+        self.desk.leave(is_clean).await;
         match is_clean {
             true => tracing::info!("drained; every follower has what its leader has answered"),
             false => tracing::warn!(
@@ -553,6 +583,18 @@ impl Program {
         }
         Ok(())
     }
+}
+
+/// Who holds the lease; without a cluster no route is dual, and nobody asks.
+fn desk(config: &Config) -> (Arc<Desk>, Option<mpsc::UnboundedReceiver<Ask>>) {
+    if config.cluster.is_none() {
+        return (Arc::default(), None);
+    }
+    let fence = Arc::new(Fence::default());
+    // Whose the routes are is known after the first look; until then their commands wait.
+    fence.end(Role::Defers, None);
+    let (desk, asks) = Desk::new(fence);
+    (Arc::new(desk), Some(asks))
 }
 
 fn set_copying(copying: &Copying, settings: config::Copying) {
@@ -583,6 +625,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     look(old.standalone != new.standalone, "[standalone]");
     look(old.cluster != new.cluster, "[cluster]");
     look(old.bypass_look_every != new.bypass_look_every, "[bypass]");
+    look(old.lease != new.lease, "[lease]");
     look(old.state_directory != new.state_directory, "[state]");
     look(old.log.json != new.log.json, "log.format");
     changed

@@ -49,6 +49,7 @@ pub fn head(parts: &Parts, table: &Table) -> Value {
         json!({ "up": metrics::get(&store.up) == 1, "latency_ms": (micros > 0).then(|| micros as f64 / 1e3) })
     };
     let refused = metrics::REASONS.iter().zip(&totals.refused).map(|(reason, count)| (*reason, metrics::get(count)));
+    let (companions, strangers) = parts.jobs.bypass().proxies();
     json!({
         "table_version": table.version(),
         "config": parts.config_path,
@@ -61,7 +62,9 @@ pub fn head(parts: &Parts, table: &Table) -> Value {
             "cluster": store(&totals.cluster),
         },
         "bypass": parts.jobs.bypass().writers(),
-        "other_proxies": parts.jobs.bypass().proxies(),
+        "other_proxies": strangers,
+        "lease": parts.adopter.desk().view(),
+        "lease_proxies": companions,
         "clients": metrics::get(&totals.clients),
         "requests_total": metrics::get(&totals.requests),
         "refused_requests": refused.collect::<HashMap<_, _>>(),

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::admin::routes::Traffic;
 use crate::admin::{Parts, uptime};
+use crate::dual::desk::Desk;
 use crate::metrics::{self, Kind, Page, label};
 use crate::process;
 use crate::routing::{Phase, Table};
@@ -96,12 +97,20 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         "Connections that were seen writing to a store around the proxy, since the start; up to 100.",
         parts.jobs.bypass().writers().len(),
     );
+    let (companions, strangers) = parts.jobs.bypass().proxies();
     page.add(
         "other_proxies",
         Kind::Gauge,
-        "Other cutover processes that are connected to a store while a route is dual.",
-        parts.jobs.bypass().proxies().len(),
+        "Other cutover processes that are connected to a store while a route is dual, and do not share this one's lease.",
+        strangers.len(),
     );
+    page.add(
+        "lease_proxies",
+        Kind::Gauge,
+        "Other cutover processes that share this one's lease and are connected to a store while a route is dual.",
+        companions.len(),
+    );
+    lease(&mut page, parts.adopter.desk());
     page.add(
         "bypass_sightings_total",
         Kind::Counter,
@@ -154,4 +163,40 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
     );
     process::metrics(&mut page);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.finish()).into_response()
+}
+
+/// Who holds the lease of the dual routes.
+fn lease(page: &mut Page, desk: &Desk) {
+    let view = desk.view();
+    let is = |role: &str| u8::from(view.role == role);
+    page.add(
+        "lease_held",
+        Kind::Gauge,
+        "Whether this proxy holds the lease of the dual routes, and so does their writes.",
+        is("holds"),
+    );
+    page.add(
+        "lease_missing",
+        Kind::Gauge,
+        "Whether a route is dual and no proxy is known to hold the lease: commands of such routes wait, and are then refused.",
+        is("waits"),
+    );
+    page.add(
+        "lease_ends_total",
+        Kind::Counter,
+        "How often this proxy lost the lease while it was needed; what was queued then was not sent.",
+        desk.fence.ends(),
+    );
+    page.add(
+        "lease_forwarded_total",
+        Kind::Counter,
+        "Requests that were sent to the proxy that holds the lease.",
+        desk.forwarded(),
+    );
+    page.add(
+        "lease_tables_differ",
+        Kind::Gauge,
+        "Routes whose phase in this proxy's proxy.toml is another than at the proxy that holds the lease.",
+        view.differs.len(),
+    );
 }

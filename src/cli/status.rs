@@ -27,6 +27,8 @@ pub fn run(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<u8>
             let head = [
                 "bypass",
                 "other_proxies",
+                "lease",
+                "lease_proxies",
                 "table_version",
                 "stores",
                 "refused",
@@ -108,10 +110,11 @@ fn print(table: &Value, routes: &[Value]) {
     );
     for (name, address) in table["other_proxies"].as_object().into_iter().flatten() {
         say!(
-            "another cutover ({name}, from {}) is connected to these stores: two break the order of writes in dual phases; stop one",
+            "another cutover ({name}, from {}) is connected to these stores: two without a lease in common break the order of writes in dual phases; give both the same lease.name, or stop one",
             address.as_str().unwrap_or("?")
         );
     }
+    print_lease(table);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     for writer in table["bypass"].as_array().into_iter().flatten() {
         let text = |key: &str| writer[key].as_str().unwrap_or("").to_string();
@@ -131,6 +134,29 @@ fn print(table: &Value, routes: &[Value]) {
     }
     let heads = ["ROUTE", "PHASE", "LEADER", "COPIED", "SYNCED", "DIVERGENCE", "OPS/S"];
     print_table(heads, gathered(routes).iter().map(cells));
+}
+
+/// Who holds the lease, where that is worth a line.
+fn print_lease(table: &Value) {
+    let lease = &table["lease"];
+    let holder = lease["holder"].as_str().unwrap_or("?");
+    let others = table["lease_proxies"].as_object().map_or(0, serde_json::Map::len);
+    match lease["role"].as_str().unwrap_or_default() {
+        "holds" if others > 0 => {
+            say!("this proxy holds the lease of the dual routes; {others} more send it their traffic");
+        }
+        "follows" => {
+            say!("the proxy at {holder} holds the lease of the dual routes, and gets their traffic from this one")
+        }
+        "waits" => say!(
+            "no proxy holds the lease of the dual routes, whose commands wait: {}",
+            lease["reason"].as_str().unwrap_or("the stores have not been asked yet")
+        ),
+        _ => {}
+    }
+    for differs in lease["differs"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        say!("this proxy.toml differs from the holder's table: {differs}");
+    }
 }
 
 /// The parts of the share that are in one phase are one row for a person.

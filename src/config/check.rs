@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use crate::config::load::{File, StoreLimits, StoreTlsTable, duration, store};
+use crate::config::load::{File, LeaseSection, StoreLimits, StoreTlsTable, duration, store};
 use crate::config::report::{Finding, Report, Reporter, nearest};
-use crate::config::{Config, Copying, Store, StoreTls, StoreUrl, databases, users};
+use crate::config::{Config, Copying, Lease, Store, StoreTls, StoreUrl, databases, users};
 use crate::routing::{Ack, ClusterKeys, Databases, Pattern, Patterns, Phase, RoutingSpec, SHARES};
 use crate::secret::Secret;
 
@@ -97,6 +97,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
     let flip_timeout = duration(&file.routing.flip_timeout, Duration::from_secs(5), reporter, &mut findings);
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let listen = Config::listen_of(&file.listen, loopback(6380), reporter, &mut findings);
+    let lease = lease(&file.lease, listen.password.as_ref(), reporter, &mut findings);
     let bypass_look_every = duration(&file.bypass.look_every, Duration::from_secs(5), reporter, &mut findings);
     if !findings.is_empty() {
         findings.sort_by_key(|finding| finding.line);
@@ -114,11 +115,60 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         copying,
         shadow_reads,
         bypass_look_every,
+        lease,
         limits,
         state_directory: file.state.directory.unwrap_or_else(|| "cutover-state".into()),
         log,
         flip_timeout,
     })
+}
+
+/// A lease that is shorter ends while a server is busy with one slow command.
+const LEASE_LEAST: Duration = Duration::from_millis(500);
+/// What the name of a lease is a part of stays a key that nobody minds.
+const LEASE_NAME: usize = 64;
+
+/// `password`: the one that this proxy asks its own clients for.
+fn lease(
+    section: &LeaseSection,
+    password: Option<&Secret>,
+    reporter: &Reporter<'_>,
+    findings: &mut Vec<Finding>,
+) -> Lease {
+    let lasts = duration(&section.time, Duration::from_secs(5), reporter, findings);
+    if let Some(time) = section.time.as_ref().filter(|_| lasts < LEASE_LEAST) {
+        let help = Some("a few seconds: so long nobody serves the dual routes when their proxy has died".into());
+        findings.push(reporter.at(time.span(), "a lease of less than 500ms ends while a server is busy", help));
+    }
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && name.len() <= LEASE_NAME
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    if let Some(name) = section.name.as_ref().filter(|name| !is_name(name.get_ref())) {
+        let help = Some("letters, digits, `-`, `_` and `.`, 64 of them at most".into());
+        findings.push(reporter.at(name.span(), "no name for a lease", help));
+    }
+    let advertise = section.advertise.as_ref().and_then(|text| {
+        let parsed = url(text, reporter, findings)?;
+        if parsed.password.is_some() || parsed.user.is_some() || parsed.db > 0 {
+            let help = Some("redis://host:port; the others log in with their own lease.password".into());
+            findings.push(reporter.at(
+                text.span(),
+                "what is advertised stands in both stores: it has no login and no database",
+                help,
+            ));
+        }
+        Some(parsed)
+    });
+    Lease {
+        name: section.name.as_ref().map_or_else(|| "default".into(), |name| name.get_ref().clone()),
+        lasts,
+        advertise,
+        user: section.user.clone(),
+        password: section.password.as_ref().map(Spanned::get_ref).or(password).cloned(),
+        ca: section.ca.clone(),
+    }
 }
 
 /// What a store's connections need for TLS, if its URLs ask for it.

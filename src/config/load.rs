@@ -40,6 +40,8 @@ pub(super) struct File {
     #[serde(default)]
     pub bypass: BypassSection,
     #[serde(default)]
+    pub lease: LeaseSection,
+    #[serde(default)]
     pub limits: BTreeMap<Spanned<String>, LimitTable>,
     #[serde(default)]
     pub state: StateSection,
@@ -164,6 +166,17 @@ pub(super) struct CopyingSection {
 #[serde(deny_unknown_fields)]
 pub(super) struct BypassSection {
     pub look_every: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LeaseSection {
+    pub name: Option<Spanned<String>>,
+    pub time: Option<Spanned<String>>,
+    pub advertise: Option<Spanned<String>>,
+    pub user: Option<String>,
+    pub password: Option<Spanned<Secret>>,
+    pub ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

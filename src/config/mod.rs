@@ -60,6 +60,7 @@ pub struct Config {
     pub copying: Copying,
     /// Between two looks for writers that go around the proxy; zero: never.
     pub bypass_look_every: Duration,
+    pub lease: Lease,
     pub limits: Vec<RouteLimit>,
     /// Where the state file and the journal stand.
     pub state_directory: PathBuf,
@@ -158,6 +159,21 @@ pub struct Copying {
     pub large_key_bytes: u64,
     /// 0: no limit.
     pub bytes_per_second: u64,
+}
+
+/// `[lease]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Proxies that share it take turns.
+    pub name: String,
+    pub lasts: Duration,
+    /// Where other proxies reach this one; `None`: at the address that it listens on.
+    pub advertise: Option<StoreUrl>,
+    /// How this proxy logs in to another one; without a password as a client without one.
+    pub user: Option<String>,
+    pub password: Option<Secret>,
+    /// Whom to trust where the other proxy speaks TLS; `None`: the CAs that the system trusts.
+    pub ca: Option<PathBuf>,
 }
 
 /// `[log]`.

@@ -11,8 +11,10 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::dual::channels::PUBLISHED;
+use crate::dual::desk::Desk;
 use crate::dual::history::History;
 use crate::dual::install::{Adoption, Stage, Step, Which};
+use crate::dual::lease::{Phases, Tables};
 use crate::dual::message::{Message, Peers};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
 use crate::routing::flip::{self, Closing, Flip, Jumps, RefusedFlip, RouteFacts};
@@ -58,6 +60,34 @@ pub struct Adopted {
     pub paused: Duration,
 }
 
+/// Whose table is adopted.
+enum Source<'s> {
+    /// The file's, which is judged. `untouched`: flips of routes that have no key.
+    File { spec: &'s RoutingSpec, untouched: Vec<Flip> },
+    /// That of the proxy that holds the lease, or held it, which has judged it. `leaving`: one that it may still go by.
+    Holder { leaving: Option<Arc<Table>> },
+}
+
+/// Whose eyes the holder's table is seen with.
+#[derive(Clone, Copy)]
+enum Heir {
+    /// It knows of the routes what the holder does.
+    Follower,
+    /// It knows what the former holder did, and what it has found out itself.
+    Successor(Doubt),
+}
+
+/// Why the holder's table is not this proxy's.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Unfollowed {
+    /// What is in flight did not end in time, or the disk refuses.
+    #[error(transparent)]
+    NotNow(#[from] Refused),
+    /// Its keys have other names on the cluster, or providers are found in other ways.
+    #[error("{0}")]
+    Otherwise(String),
+}
+
 /// See the module.
 pub struct Adopter {
     table: Arc<ArcSwap<Table>>,
@@ -70,6 +100,7 @@ pub struct Adopter {
     /// How long a flip waits.
     flip_timeout: Mutex<Duration>,
     loss: Arc<Loss>,
+    desk: Arc<Desk>,
     refused: Mutex<Option<String>>,
     history: History,
     /// How many files were adopted or refused, and in the lower half the CRC-32 of the newest of them, so that whoever wrote
@@ -85,6 +116,7 @@ impl Adopter {
         state: StateFile,
         flip_timeout: Duration,
         loss: Arc<Loss>,
+        desk: Arc<Desk>,
     ) -> Self {
         Self {
             table,
@@ -93,6 +125,7 @@ impl Adopter {
             turn: tokio::sync::Mutex::new(()),
             flip_timeout: Mutex::new(flip_timeout),
             loss,
+            desk,
             refused: Mutex::new(None),
             history: History::default(),
             considered: AtomicU64::new(0),
@@ -149,7 +182,7 @@ impl Adopter {
         file_crc: u32,
         find: impl AsyncFnOnce(&Jumps) -> Result<Vec<Flip>, String>,
     ) -> Result<Adopted, Refused> {
-        let outcome = self.adopt(spec, find).await;
+        let outcome = self.judge_file(spec, find).await;
         match &outcome {
             Ok(adopted) => self.history.flipped(adopted),
             Err(refused) => self.history.refused(self.table().version(), &refused.to_string()),
@@ -167,13 +200,17 @@ impl Adopter {
         outcome
     }
 
-    async fn adopt(
+    /// Who holds the lease of the dual routes.
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+
+    async fn judge_file(
         &self,
         spec: &RoutingSpec,
         find: impl AsyncFnOnce(&Jumps) -> Result<Vec<Flip>, String>,
     ) -> Result<Adopted, Refused> {
         let _turn = self.turn.lock().await;
-        let began = Instant::now();
         let old = self.table.load_full();
         self.note_loss_in(&[&old]).await;
         let new = Arc::new(Table::build(spec, old.version() + 1, Some(&old)));
@@ -181,16 +218,131 @@ impl Adopter {
             return Err(Refused(vec![reason]));
         }
         let flips = flip::flips(&old, &new);
+        if let Some(holder) = self.desk.followed() {
+            self.compare(&flips, &old, &new, &holder)?;
+            return self.adopt((&old, &new), flips, Source::File { spec, untouched: Vec::new() }).await;
+        }
         let forced = |route: &RouteName| spec.is_forced(route);
         let jumps = Jumps::of(&old, &new, &flips, forced);
         // Whatever else is refused is known sooner.
         self.wait_for_repairs(&old, &flips, jumps.flips(), forced).await?;
+        let is_dual = |table: &Table| table.routes().iter().any(|route| route.dual.is_some());
+        if is_dual(&old) || is_dual(&new) {
+            let announced = self.desk.announce(phases_of(&old), phases_of(&new), self.flip_timeout()).await;
+            if let Err(reason) = announced {
+                self.desk.settle();
+                return Err(Refused(vec![reason]));
+            }
+        }
         let untouched = self.untouched(&jumps, find).await;
-        judge(&flips, &old, &untouched, forced)?;
+        let adopted = match judge(&flips, &old, &untouched, forced) {
+            Ok(()) => self.adopt((&old, &new), flips, Source::File { spec, untouched }).await,
+            Err(refused) => Err(refused),
+        };
+        self.desk.settle();
+        adopted
+    }
+
+    /// The phases are the holder's, whatever this proxy's file says: what differs there is told.
+    fn compare(&self, flips: &[Flip], old: &Table, new: &Table, holder: &str) -> Result<(), Refused> {
+        let differs = |flip: &Flip| format!("{} is {} there and {} here", flip.route, flip.from, flip.to);
+        let mut all: Vec<String> = flips.iter().map(differs).collect();
+        if old.pubsub().leader() != new.pubsub().leader() {
+            all.push(format!("pubsub is {} there and {} here", old.pubsub(), new.pubsub()));
+        }
+        self.desk.set_differs(all.clone());
+        if all.is_empty() {
+            return Ok(());
+        }
+        Err(Refused(vec![format!(
+            "the proxy at {holder} holds the lease of the dual routes, so this one goes by its phases, and its proxy.toml says otherwise: {}; change both files",
+            all.join(", ")
+        )]))
+    }
+
+    /// Takes the phases of the proxy that holds the lease: where it is about to flip, those that it will have.
+    pub async fn follow(&self, tables: &Tables) -> Result<(), Unfollowed> {
+        let _turn = self.turn.lock().await;
+        let old = self.table.load_full();
+        let target = tables.next.as_ref().unwrap_or(&tables.now);
+        let leaving = tables.next.as_ref().map(|_| Arc::new(table_of(&tables.now, &old, None)));
+        self.take_over(&old, target, leaving, Heir::Follower).await
+    }
+
+    /// Whether the running table has the phases that another proxy tells of.
+    pub fn has_phases(&self, phases: &Phases) -> bool {
+        let own = self.table();
+        flip::flips(&own, &table_of(phases, &own, None)).is_empty()
+    }
+
+    /// Takes the phases that a former holder left.
+    pub async fn succeed(&self, tables: &Tables, doubt: Doubt) -> Result<(), Unfollowed> {
+        let _turn = self.turn.lock().await;
+        let old = self.table.load_full();
+        self.take_over(&old, tables.valid(), None, Heir::Successor(doubt)).await
+    }
+
+    async fn take_over(
+        &self,
+        old: &Arc<Table>,
+        phases: &Phases,
+        leaving: Option<Arc<Table>>,
+        heir: Heir,
+    ) -> Result<(), Unfollowed> {
+        let named = |naming: &Naming| naming == &naming_of(old);
+        if !phases.snapshot.naming.as_ref().is_some_and(named) {
+            let what = "routing.keys, routing.cluster_keys or [databases] differ from the holder's, so that keys would be looked for by other names; make both files say the same, and start this proxy again";
+            return Err(Unfollowed::Otherwise(what.into()));
+        }
+        let new = Arc::new(table_of(phases, old, Some(old)));
+        for record in &phases.snapshot.routes {
+            let Some(dual) = new.find(&record.route).and_then(|route| route.dual.as_ref()) else { continue };
+            dual.set_coverage(record.coverage.unwrap_or(Coverage::StandaloneOnly));
+            // What the lanes knew of single keys counts no longer: another proxy has written to them.
+            let stays = match heir {
+                Heir::Follower => false,
+                Heir::Successor(doubt) => doubt == Doubt::Stays || dual.is_in_doubt(),
+            };
+            dual.set_in_doubt(true);
+            dual.set_in_doubt(record.in_doubt || stays);
+        }
+        let flips = flip::flips(old, &new);
+        let has_flipped = !flips.is_empty() || old.pubsub().leader() != new.pubsub().leader();
+        let has_line = |route: &Route| old.find(&route.name).is_some_and(|known| known.phase == route.phase);
+        let is_same = !has_flipped && old.routes().len() == new.routes().len() && new.routes().iter().all(has_line);
+        if is_same && leaving.is_none() && self.desk.leaving.load().is_none() {
+            // Only what is known of the routes is news, and both tables share it.
+            return self.save(old, false).await.map_err(|error| unwritten(&error).into());
+        }
+        self.adopt((old, &new), flips, Source::Holder { leaving }).await?;
+        if has_flipped {
+            self.desk.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Goes from one table to the other.
+    async fn adopt(
+        &self,
+        (old, new): (&Arc<Table>, &Arc<Table>),
+        flips: Vec<Flip>,
+        source: Source<'_>,
+    ) -> Result<Adopted, Refused> {
+        let began = Instant::now();
+        let forced = |route: &RouteName| match &source {
+            Source::File { spec, .. } => spec.is_forced(route),
+            Source::Holder { .. } => true,
+        };
+        let untouched: &[Flip] = match &source {
+            Source::File { untouched, .. } => untouched,
+            Source::Holder { .. } => &[],
+        };
+        // What went to the holder while it left a table stays in its order when it comes back.
+        let left = self.desk.leaving.load_full().map(|leaving| flip::flips(&leaving, new)).unwrap_or_default();
         let turns = old.pubsub().leader() != new.pubsub().leader();
-        let closed: Vec<Flip> = flips.iter().cloned().chain(flip::unlearnt(&old, &new)).collect();
+        let closed: Vec<Flip> = flips.iter().cloned().chain(flip::unlearnt(old, new)).chain(left).collect();
         let mut adoption = Adoption::begin(!closed.is_empty(), turns);
-        let table = |which| if which == Which::Old { &old } else { &new };
+        let table = |which| if which == Which::Old { old } else { new };
         let (mut refused, mut took, mut paused) = (None, Duration::ZERO, Duration::ZERO);
         // What was looked through is closed already.
         let mut closing = (!untouched.is_empty()).then(Instant::now);
@@ -202,21 +354,30 @@ impl Adopter {
                 }
                 Step::Turn(which) => self.turn(table(which).pubsub().leader()).await,
                 Step::Judge => {
-                    self.note_loss_in(&[&old, &new]).await;
-                    judge(&flips, &old, &untouched, forced)
+                    self.note_loss_in(&[old, new]).await;
+                    judge(&flips, old, untouched, forced)
                 }
                 Step::Prepare => {
-                    begin_phases(&flips, &new, |route| self.state.lock().has_stale_cluster_keys(route));
-                    let draft = snapshot_of(&new, false);
+                    begin_phases(&flips, new, |route| self.state.lock().has_stale_cluster_keys(route));
+                    let draft = snapshot_of(new, false);
                     self.on_disk(move |state| state.prepare(&draft)).await.map_err(|error| unwritten(&error))
                 }
                 Step::Commit => {
-                    let decided = snapshot_of(&new, false);
-                    self.on_disk(move |state| state.commit(&decided)).await.map_err(|error| unwritten(&error))
+                    let decided = snapshot_of(new, false);
+                    match self.commit_lease(&flips).await {
+                        Ok(()) => {
+                            let written = self.on_disk(move |state| state.commit(&decided)).await;
+                            written.map_err(|error| unwritten(&error))
+                        }
+                        Err(refused) => Err(refused),
+                    }
                 }
                 Step::Install(which) => self.install(table(which)).await,
                 Step::Open(which) => {
                     self.table.store(table(which).clone());
+                    if let (Source::Holder { leaving }, Which::New) = (&source, which) {
+                        self.desk.leaving.store(leaving.clone());
+                    }
                     self.open();
                     paused = closing.map_or(Duration::ZERO, |began| began.elapsed());
                     Ok(())
@@ -362,6 +523,17 @@ impl Adopter {
         }
     }
 
+    /// Has the flips count for whoever holds the lease next. Everything of their routes is drained: either table is right.
+    async fn commit_lease(&self, flips: &[Flip]) -> Result<(), Refused> {
+        if self.desk.fence.remaining().is_none() || flips.is_empty() {
+            return Ok(());
+        }
+        let committed = tokio::time::timeout(self.flip_timeout(), self.desk.commit()).await;
+        committed
+            .unwrap_or_else(|_| Err("neither store took the record of the lease in time".into()))
+            .map_err(|reason| Refused(vec![format!("{reason}; save proxy.toml again")]))
+    }
+
     /// Puts every dual route in doubt if a store may have lost something since this was asked last.
     pub async fn note_loss(&self) {
         let _turn = self.turn.lock().await;
@@ -482,12 +654,54 @@ pub fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
         // Diverged keys of a mirrored route are known to this run only.
         in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt() || dual.divergence() > 0),
     });
-    let naming = Naming {
+    Snapshot { version: table.version(), clean, routes: records.collect(), naming: Some(naming_of(table)) }
+}
+
+fn naming_of(table: &Table) -> Naming {
+    Naming {
         cluster_keys: table.cluster_keys(),
         keys: table.patterns().0.iter().map(ToString::to_string).collect(),
         databases: Some(table.databases().clone()),
+    }
+}
+
+/// A table as other proxies of its lease are told of it.
+pub fn phases_of(table: &Table) -> Phases {
+    Phases { snapshot: snapshot_of(table, true), pubsub: table.pubsub() }
+}
+
+/// The table that another proxy tells of, beside one of this proxy's.
+fn table_of(phases: &Phases, own: &Table, previous: Option<&Table>) -> Table {
+    let spec = RoutingSpec {
+        keys: own.patterns().clone(),
+        new_providers: Phase::Standalone,
+        other_keys: Phase::Standalone,
+        pubsub: phases.pubsub,
+        ack: own.ack(),
+        cluster_keys: own.cluster_keys(),
+        databases: own.databases().clone(),
+        prefixes: Vec::new(),
+        providers: Vec::new(),
+        ranges: Vec::new(),
+        share: Vec::new(),
+        force: Vec::new(),
     };
-    Snapshot { version: table.version(), clean, routes: records.collect(), naming: Some(naming) }
+    Table::build(&with_routes(spec, &phases.snapshot), own.version() + 1, previous)
+}
+
+/// The same with the routes that are remembered.
+fn with_routes(mut spec: RoutingSpec, snapshot: &Snapshot) -> RoutingSpec {
+    for record in &snapshot.routes {
+        match &record.route {
+            RouteName::Provider(id) => spec.providers.push((id.clone(), record.phase)),
+            RouteName::Prefix(prefix) => spec.prefixes.push((prefix.clone(), record.phase)),
+            RouteName::Range(first, last) => spec.ranges.push((*first, *last, record.phase)),
+            RouteName::NewProviders => spec.new_providers = record.phase,
+            RouteName::Share(share) => spec.share.push((*share, record.phase)),
+            RouteName::OtherKeys => spec.other_keys = record.phase,
+        }
+    }
+    spec
 }
 
 /// The table that a state file remembers, with what was known of its dual routes. What is not remembered, because nothing
@@ -507,17 +721,7 @@ pub fn remembered(snapshot: &Snapshot, spec: &RoutingSpec) -> Table {
         // What could be read once can be read again; a pattern of another version is one that finds nothing.
         old.keys = Patterns(naming.keys.iter().filter_map(|text| Pattern::parse(text).ok()).collect());
     }
-    for record in &snapshot.routes {
-        match &record.route {
-            RouteName::Provider(id) => old.providers.push((id.clone(), record.phase)),
-            RouteName::Prefix(prefix) => old.prefixes.push((prefix.clone(), record.phase)),
-            RouteName::Range(first, last) => old.ranges.push((*first, *last, record.phase)),
-            RouteName::NewProviders => old.new_providers = record.phase,
-            RouteName::Share(share) => old.share.push((*share, record.phase)),
-            RouteName::OtherKeys => old.other_keys = record.phase,
-        }
-    }
-    let table = Table::build(&old, snapshot.version, None);
+    let table = Table::build(&with_routes(old, snapshot), snapshot.version, None);
     for record in &snapshot.routes {
         let Some(dual) = table.find(&record.route).and_then(|route| route.dual.as_ref()) else { continue };
         dual.set_coverage(record.coverage.unwrap_or(Coverage::StandaloneOnly));

@@ -281,7 +281,7 @@ impl Inner {
         let can_reach = |side| self.stores.is_up(side);
         let is_wanted =
             self.lane.borrow().sizes().1 > 0 && can_reach(StoreSide::Standalone) && can_reach(StoreSide::Cluster);
-        if !is_wanted || !self.pause.may_repair() {
+        if !is_wanted || !self.pause.may_repair() || !self.stores.fence().is_holder() {
             return;
         }
         let table = self.table.borrow().clone();

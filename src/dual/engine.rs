@@ -20,6 +20,7 @@ use crate::dual::audience::Audience;
 use crate::dual::channels::{Channels, Subscribing, answer_after_turn};
 use crate::dual::copy::Dumped;
 use crate::dual::copying::Copying;
+use crate::dual::desk::Desk;
 use crate::dual::effect::Question;
 use crate::dual::gate::Ticket;
 use crate::dual::install::{self, Pause, Stage};
@@ -70,9 +71,15 @@ pub struct Caller {
 /// A destination for [`Engine::call`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    Standalone { db: u32 },
+    Standalone {
+        db: u32,
+    },
     Slot(u16),
     Node(Arc<str>),
+    /// The proxy that holds the lease.
+    Peer {
+        db: u32,
+    },
 }
 
 /// Whoever waits for a store's answer.
@@ -216,6 +223,9 @@ pub struct Inner {
     pub(super) complaints: Seldom,
     /// Told of requests that wait for the routes that are closed.
     asked_for: RefCell<Option<Arc<tokio::sync::Notify>>>,
+    pub(super) desk: Arc<Desk>,
+    /// Told when another proxy holds the lease, or this one.
+    pub(super) leased: tokio::sync::Notify,
     pub(super) opened: tokio::sync::Notify,
     pub(super) closing: tokio::sync::Notify,
     pub(super) stopping: Cell<bool>,
@@ -239,6 +249,7 @@ pub struct EngineParts {
     /// Shared by all workers, as is the audience.
     pub subscribing: Arc<Subscribing>,
     pub audience: Arc<Audience>,
+    pub desk: Arc<Desk>,
 }
 
 impl Engine {
@@ -269,6 +280,8 @@ impl Engine {
             slow_log: SlowLog::new(parts.slow_keys),
             complaints: Seldom::default(),
             asked_for: RefCell::new(None),
+            desk: parts.desk,
+            leased: tokio::sync::Notify::new(),
             opened: tokio::sync::Notify::new(),
             closing: tokio::sync::Notify::new(),
             stopping: Cell::new(false),
@@ -350,7 +363,7 @@ impl Engine {
     /// A request from a connection with database `db`, as its target is to get it.
     pub fn request_for(&self, target: &Target, db: u32, spec: &CommandSpec, request: &Request) -> Bytes {
         match target {
-            Target::Standalone { .. } => request.bytes().clone(),
+            Target::Standalone { .. } | Target::Peer { .. } => request.bytes().clone(),
             Target::Slot(_) | Target::Node(_) => self.0.table.borrow().cluster_request(db, spec, request),
         }
     }
@@ -358,7 +371,7 @@ impl Engine {
     /// A target's reply as the application is to get it.
     pub fn reply_from(&self, target: &Target, db: u32, spec: &CommandSpec, request: &Request, frame: Bytes) -> Bytes {
         match target {
-            Target::Standalone { .. } => frame,
+            Target::Standalone { .. } | Target::Peer { .. } => frame,
             Target::Slot(_) | Target::Node(_) => self.0.own_reply(db, spec, request, Reply::Whole(frame)).to_bytes(),
         }
     }
@@ -530,6 +543,7 @@ impl Inner {
             Target::Standalone { db } => self.stores.standalone_batch(*db, request.clone(), replies, protocol, waiter),
             Target::Slot(slot) => self.stores.cluster_batch(*slot, request.clone(), replies, protocol, waiter),
             Target::Node(address) => self.stores.node(address, request.clone(), protocol, waiter),
+            Target::Peer { db } => self.stores.peer(*db, request.clone(), replies, protocol, waiter),
         }
         receiver.await.unwrap_or(Err(LinkError::Lost))
     }
@@ -545,13 +559,18 @@ impl Inner {
         Addressed { to: Target::Slot(table.slot_of(key.db, &key.name)), request }
     }
 
-    /// Sends it.
+    /// Sends it, if this proxy may do dual writes.
     pub(super) fn send(&self, addressed: Addressed, protocol: Option<Protocol>, waiter: EngineWaiter) {
         let Addressed { to, request } = addressed;
+        if !self.stores.fence().is_holder() {
+            return waiter
+                .complete(Err(LinkError::Down("this proxy does not hold the lease of the dual routes".into())));
+        }
         match to {
             Target::Standalone { db } => self.stores.standalone(db, request, protocol, waiter),
             Target::Slot(slot) => self.stores.cluster(slot, request, protocol, waiter),
             Target::Node(address) => self.stores.node(&address, request, protocol, waiter),
+            Target::Peer { db } => self.stores.peer(db, request, 1, protocol, waiter),
         }
     }
 
@@ -654,6 +673,10 @@ impl Inner {
                 let _ = done.send(());
             }
             Message::Open => self.open(),
+            Message::Lease => {
+                self.leased.notify_waiters();
+                self.closing.notify_waiters();
+            }
             Message::Stop => {}
         }
     }

@@ -133,6 +133,9 @@ impl Engine {
             }
             self.opened().await;
         }
+        if !self.0.stores.fence().is_holder() && plans.iter().any(|plan| plan.follower.is_some()) {
+            return Err(Refusal::NoHolder);
+        }
         let tickets = plans.iter().map(|plan| self.0.pause.sessions.enter(plan.route_hash)).collect();
         {
             let table = self.0.table.borrow();

@@ -88,6 +88,8 @@ pub enum Message {
     },
     /// Opens both gates; every worker has the same table by then.
     Open,
+    /// Another proxy holds the lease now, or this one does.
+    Lease,
     Stop,
 }
 

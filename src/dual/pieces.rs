@@ -394,6 +394,9 @@ impl Way<'_> {
         let (request, replies) = (out.freeze(), commands.len() as u32 + 2);
         self.engine.copying.count(request.len());
         let (sender, receiver) = oneshot::channel();
+        if !self.engine.stores.fence().is_holder() {
+            return Err(Broken::Unanswered);
+        }
         let (stores, waiter) = (&self.engine.stores, EngineWaiter::Once(sender));
         match self.from.other() {
             Side::Standalone => stores.standalone_batch(self.key.db, request, replies, None, waiter),

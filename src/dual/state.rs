@@ -61,6 +61,9 @@ struct Document {
     /// Grows with each save, so that the newer of two is known.
     #[serde(default)]
     number: u64,
+    /// Tells this proxy from others; absent in files of versions that knew no others.
+    #[serde(default)]
+    id: String,
     snapshot: Snapshot,
     /// Routes that were on the cluster and may have left keys there.
     stale_on_cluster: BTreeSet<RouteName>,
@@ -149,6 +152,7 @@ pub struct StateFile {
     paths: [PathBuf; 2],
     next: PathBuf,
     number: u64,
+    id: String,
     memory: Memory,
     /// In the third file, and that file.
     prepared: Option<(Draft, fs::File)>,
@@ -161,13 +165,20 @@ impl StateFile {
         let (paths, next) = (paths(directory), next(directory));
         let found = newest(directory)?;
         let number = found.as_ref().map_or(0, |document| document.number);
+        let known = found.as_ref().map(|document| document.id.clone()).filter(|id| !id.is_empty());
+        let id = known.unwrap_or_else(|| format!("{:016x}", fastrand::u64(..)));
         let (memory, snapshot) = match found {
             Some(Document { snapshot, stale_on_cluster, .. }) => {
                 (Memory { stale: stale_on_cluster, last: snapshot.clone() }, Some(snapshot))
             }
             None => (Memory::default(), None),
         };
-        Ok((Self { paths, next, number, memory, prepared: None }, snapshot))
+        Ok((Self { paths, next, number, id, memory, prepared: None }, snapshot))
+    }
+
+    /// What tells this proxy from others, in every run with this directory.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// What is remembered in a directory, changing nothing; `None`: nothing yet.
@@ -226,7 +237,8 @@ impl StateFile {
         memory.note(snapshot);
         self.number += 1;
         let (number, stale_on_cluster) = (self.number, memory.stale.clone());
-        let document = Document { format: FORMAT, number, snapshot: snapshot.clone(), stale_on_cluster };
+        let document =
+            Document { format: FORMAT, number, id: self.id.clone(), snapshot: snapshot.clone(), stale_on_cluster };
         let body = serde_json::to_string(&document).map_err(io::Error::other)?;
         let text = format!("{body}\n{:08x}\n", crc32fast::hash(body.as_bytes()));
         Ok(Draft { document, memory, text })

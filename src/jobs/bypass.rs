@@ -7,8 +7,8 @@
 //! is left alone, and so is one in another database. What this does not see: a connection that came, wrote and went between
 //! two looks, or that read after it had written.
 //!
-//! Another proxy is told apart by the number in its name. It is reported as soon as it is connected, and is a writer like any
-//! other when it is seen writing.
+//! Another proxy is told apart by the number in its name, and reported as soon as it is connected. One that shares the lease
+//! writes what it may; any other is a writer like all when it is seen writing.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,11 +19,10 @@ use serde::Serialize;
 
 use crate::command::{self, Access, Kind};
 use crate::jobs::{Context, scan};
-use crate::resp::reply::{self, Protocol};
 use crate::routing::Side;
-use crate::store::PrivateLink;
+use crate::store::client_list::{self, field};
 use crate::store::link::Endpoint;
-use crate::store::private_link::{CONNECTION_NAME, own_name};
+use crate::store::private_link::{self, CONNECTION_NAME, own_name};
 
 /// Writers that are named one by one; the others are counted.
 const WRITERS_MAX: usize = 100;
@@ -59,9 +58,11 @@ impl Bypass {
         self.writers.lock().values().cloned().collect()
     }
 
-    /// Other proxies that are connected to a store, by name, with the address from which they came.
-    pub fn proxies(&self) -> BTreeMap<String, String> {
-        self.proxies.lock().clone()
+    /// Other proxies that are connected to a store, by name, with the address from which they came: those that share the lease,
+    /// and those that do not.
+    pub fn proxies(&self) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+        let all = self.proxies.lock().clone();
+        all.into_iter().partition(|(name, _)| private_link::companion_of(name).is_some())
     }
 
     /// How often a look found a writer.
@@ -100,17 +101,25 @@ pub(super) async fn watch(context: &Context, every: Duration) {
         let (mut found, mut proxies) = (Vec::new(), BTreeMap::new());
         for (side, endpoint) in std::iter::once((Side::Standalone, context.standalone.clone())).chain(primaries) {
             // A node that does not answer is nobody's to write to; the links say that it is down.
-            let list = tokio::time::timeout(endpoint.timeouts.reply, ask(&endpoint)).await.ok().flatten();
+            let list = tokio::time::timeout(endpoint.timeouts.reply, client_list::ask(&endpoint)).await.ok().flatten();
             let is_moving = |db| side == Side::Cluster || context.table().databases().is_moving(db);
             found.extend(list.iter().flat_map(|list| writers(list, side, &endpoint, every, is_moving)));
             proxies.extend(list.iter().flat_map(|list| other_proxies(list)));
         }
         let known = std::mem::replace(&mut *context.bypass.proxies.lock(), proxies.clone());
         for (name, address) in proxies.iter().filter(|(name, _)| !known.contains_key(*name)) {
+            if private_link::companion_of(name).is_some() {
+                tracing::info!(
+                    name,
+                    address,
+                    "another cutover with this one's lease is connected to these stores: one of the two serves the dual routes, and the other one sends it their traffic"
+                );
+                continue;
+            }
             tracing::error!(
                 name,
                 address,
-                "another cutover is connected to these stores: two of them break the order of writes in dual phases; stop one of the two, or bring its routes to phases with one store"
+                "another cutover is connected to these stores: two of them without a lease in common break the order of writes in dual phases; give both the same lease.name, or stop one of the two"
             );
         }
         if found.is_empty() {
@@ -139,23 +148,12 @@ pub(super) async fn watch(context: &Context, every: Duration) {
     }
 }
 
-async fn ask(endpoint: &Endpoint) -> Option<String> {
-    let mut link = PrivateLink::connect(endpoint, Protocol::Resp2).await.ok()?;
-    let frame = link.call(b"*2\r\n$6\r\nCLIENT\r\n$4\r\nLIST\r\n").await.ok()?;
-    Some(String::from_utf8_lossy(reply::bulk(&frame)?).into_owned())
-}
-
-fn field<'l>(line: &'l str, wanted: &str) -> Option<&'l str> {
-    line.split(' ').find_map(|field| field.strip_prefix(wanted)?.strip_prefix('='))
-}
-
 /// Name and host of the proxies in a CLIENT LIST that are not this one.
 fn other_proxies(list: &str) -> impl Iterator<Item = (String, String)> {
     list.lines().filter_map(|line| {
-        let name = field(line, "name")?;
-        let is_proxy = name.strip_prefix(CONNECTION_NAME)?.starts_with(':');
+        let name = private_link::proxy_of(field(line, "name")?)?;
         let host = field(line, "addr")?.rsplit_once(':')?.0;
-        (is_proxy && name != own_name()).then(|| (name.to_string(), host.to_string()))
+        (name != own_name()).then(|| (name.to_string(), host.to_string()))
     })
 }
 
@@ -171,7 +169,11 @@ fn writers(
     let writer = |line: &str| {
         let field = |wanted: &str| field(line, wanted);
         let command = field("cmd")?;
-        let is_ours = field("name").is_some_and(|name| name == own_name() || name == CONNECTION_NAME);
+        let is_ours = field("name").is_some_and(|name| {
+            name == CONNECTION_NAME
+                || private_link::proxy_of(name) == Some(own_name())
+                || private_link::companion_of(name).is_some()
+        });
         // S: a replica, M: the primary of one, O: a monitor.
         let is_server = field("flags")?.contains(['S', 'M', 'O']);
         let is_elsewhere = !field("db")?.parse().is_ok_and(&is_moving);

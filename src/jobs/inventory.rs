@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::jobs::scan;
 use crate::resp::reply::{self, Protocol};
 use crate::resp::write;
-use crate::routing::{RouteName, Side, Table};
+use crate::routing::{RouteName, Side, Table, is_reserved};
 use crate::store::link::Endpoint;
 use crate::store::{LinkError, PrivateLink};
 
@@ -297,9 +297,10 @@ impl<'e> Walk<'e> {
         let asked = Instant::now();
         let page = self.exchange(&ask, 1).await?.remove(0);
         let text = || String::from_utf8_lossy(&page[..page.len().min(80)]).trim().to_string();
-        let (next, keys) = scan::parse(&page).ok_or_else(|| unreadable(self.endpoint, text()))?;
+        let (next, mut keys) = scan::parse(&page).ok_or_else(|| unreadable(self.endpoint, text()))?;
         self.progress.scanned += keys.len() as u64;
         self.cursor = (&*next != b"0").then_some(next);
+        keys.retain(|key| !is_reserved(key));
         Ok(Some((keys, asked.elapsed())))
     }
 

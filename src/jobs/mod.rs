@@ -540,6 +540,8 @@ impl Jobs {
     async fn sync_from(self: Arc<Self>, mut routes: Vec<RouteName>, options: Options, mut at: Option<Checkpoint>) {
         let mut pause = Duration::from_secs(1);
         loop {
+            // Whoever holds the lease has what it does walked by itself.
+            self.context.adopter.desk().holder().await;
             let table = self.context.table();
             let is_open = |name: &RouteName| {
                 table.find(name).and_then(|route| route.dual.clone()).is_some_and(|dual| !dual.is_synced())
@@ -573,6 +575,11 @@ impl Jobs {
     /// Begins a job for routes of the adopted table, or says why it makes no sense. A job of the same kind that already
     /// runs for the same routes is joined.
     pub fn start(self: &Arc<Self>, kind: Kind, routes: Vec<RouteName>, options: Options) -> Result<Arc<Job>, String> {
+        if let Some(holder) = self.context.adopter.desk().followed() {
+            return Err(format!(
+                "the proxy at {holder} holds the lease of the dual routes, and copies and compares; start the job there"
+            ));
+        }
         self.start_from(kind, routes, options, None)
     }
 

@@ -25,6 +25,12 @@ pub enum Refusal {
     /// A command that needs a connection of its own (blocking, WATCH), and the store has none left.
     #[error("ERR cutover: all connections for commands that need one of their own are in use; nothing was changed")]
     NoLinkFree,
+    /// Several proxies, and none is known that may do dual writes.
+    #[error("TRYAGAIN cutover: no proxy holds the lease of this key's route at the moment; nothing was changed")]
+    NoHolder,
+    /// Another proxy sent it here, and a third one should have got it.
+    #[error("TRYAGAIN cutover: this proxy does not hold the lease of this key's route; nothing was changed")]
+    NotHolder,
     #[error("ERR max number of clients reached")]
     TooManyClients,
     /// A wrong password, or something that the user may not do; with its own first word.

@@ -16,7 +16,7 @@ pub use databases::{DATABASES, Databases, Key, MARK, Places, places_of};
 pub use pattern::{Pattern, PatternError, Patterns};
 pub use phase::{Coverage, Phase, Side};
 pub use plan::Plan;
-pub use reserved::{RESERVED_COPIES, is_reserved};
+pub use reserved::{RESERVED_COPIES, RESERVED_LEASES, is_reserved};
 pub use scope::Scope;
 pub use table::{Ack, ClusterKeys, DualState, Route, RouteName, RoutingSpec, SHARES, Table, share_of};
 

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
 use crate::config::{self, Config, RouteLimit, StoreUrl};
+use crate::dual::tenure::Reach;
 use crate::metrics::Totals;
 use crate::secret::Digest;
 use crate::session::shares::{Limit, Shares};
@@ -62,6 +64,39 @@ pub fn acceptor(config: &Config) -> anyhow::Result<Option<Arc<Acceptor>>> {
     let identity = Identity { cert: tls.cert.clone(), key: tls.key.clone() };
     let files = ServerFiles { identity, client_ca: tls.client_ca.clone() };
     Ok(Some(Arc::new(Acceptor::open(files).context("[listen] tls")?)))
+}
+
+/// Where the other proxies of the lease find this one.
+pub(super) fn own_url(config: &Config) -> String {
+    let scheme = |is_tls| if is_tls { "rediss" } else { "redis" };
+    if let Some(url) = &config.lease.advertise {
+        return format!("{}://{}", scheme(url.is_tls), url.address());
+    }
+    if config.listen.address.ip().is_unspecified() {
+        tracing::warn!(
+            address = %config.listen.address,
+            "other proxies could not reach this one by the address under [listen]; set lease.advertise if there are any"
+        );
+    }
+    format!("{}://{}", scheme(config.listen.tls.is_some()), config.listen.address)
+}
+
+/// How another proxy is reached by what it calls itself.
+pub(super) fn proxies(config: &Config) -> anyhow::Result<Reach> {
+    let files = ClientFiles { ca: config.lease.ca.clone(), identity: None, verify: Verify::Yes, server_name: None };
+    let tls = Arc::new(Connector::open(files).context("[lease] ca")?);
+    let login = Login { user: config.lease.user.clone(), password: config.lease.password.clone() };
+    let timeouts = Timeouts {
+        connect: config.standalone.connect_timeout,
+        // Its stores answer in their own time, and it answers in ours.
+        reply: config.standalone.reply_timeout + config.cluster.as_ref().map_or(Duration::ZERO, |store| store.patience),
+        patience: config.standalone.patience,
+    };
+    Ok(Box::new(move |url| {
+        let (scheme, address) = url.split_once("://")?;
+        let tls = (scheme == "rediss").then(|| tls.clone());
+        Some(Endpoint { address: address.into(), tls, login: login.clone(), db: 0, timeouts })
+    }))
 }
 
 /// All that was read from certificate files, to be read again.

@@ -86,15 +86,11 @@ impl Session {
     ) -> Result<Ended, Refusal> {
         let engine = self.shared.engine.clone();
         // Not held in first-touch mode: a held key could not be pushed to, and the command would wait for itself.
-        let guard = engine.begin_blocking(keys).await?;
-        let opened = async {
-            let target = self.target_now(spec.name, keys)?;
-            Ok((self.private_link(&target).await?, target))
-        };
-        let (mut link, target) = match opened.await {
-            Ok(opened) => opened,
+        let (begun, target) = self.place_of(self.begin_blocking(keys).await?, spec.name, keys).await?;
+        let mut link = match self.private_link(&target).await {
+            Ok(link) => link,
             Err(refusal) => {
-                guard.finish(crate::dual::lane::Outcome::Refused).await;
+                begun.finish(crate::dual::lane::Outcome::Refused).await;
                 return Err(refusal);
             }
         };
@@ -113,7 +109,7 @@ impl Session {
             Ok(Ended::ClientGone) => crate::dual::lane::Outcome::Doubt,
             Err(error) => outcome_of(&Err(error.clone())),
         };
-        guard.finish(outcome).await;
+        begun.finish(outcome).await;
         let own = |frame| engine.reply_from(&target, self.db, spec, request, frame);
         let answer =
             answer.map(|ended| if let Ended::Answered(frame) = ended { Ended::Answered(own(frame)) } else { ended });
@@ -130,13 +126,16 @@ impl Session {
         until: Option<Instant>,
     ) -> Result<Ended, LinkError> {
         let engine = self.shared.engine.clone();
+        if !self.may_send(target, keys) {
+            return Err(LinkError::Down("the lease has ended".into()));
+        }
         link.send(&engine.request_for(target, self.db, spec, request)).await?;
         let late = until.map(|until| tokio::time::Instant::from_std(until + GRACE));
         let (replies, client) = (self.replies.clone(), self.client.clone());
         loop {
             // Asked each time before waiting: a gate that closed while the connection was opened wakes nobody.
             let is_flipping = || keys.iter().any(|key| engine.is_gated(&engine.plan(key)));
-            if engine.is_stopping() || (engine.has_closed() && is_flipping()) {
+            if engine.is_stopping() || (engine.has_closed() && is_flipping()) || self.belongs_elsewhere(target, keys) {
                 return self.unblock(spec, target, link).await;
             }
             let overdue = async {
@@ -197,7 +196,7 @@ impl Session {
     /// A command about a connection, to the node that has it: on another one its number is somebody else's.
     async fn tell_node_of(&self, link: &PrivateLink, target: &Target, words: &[&[u8]]) -> Option<Bytes> {
         let node = match target {
-            Target::Standalone { .. } => target.clone(),
+            Target::Standalone { .. } | Target::Peer { .. } => target.clone(),
             Target::Slot(_) | Target::Node(_) => Target::Node(link.address().clone()),
         };
         self.shared.engine.call(&node, &crate::dual::effect::command(words), self.protocol).await.ok()

@@ -10,6 +10,7 @@ use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::resp::request::Request;
 use crate::routing::{Key, Side};
+use crate::session::away::Way;
 use crate::session::session::{Session, keys_at, views_at};
 use crate::store::{LinkError, Reply};
 
@@ -38,6 +39,13 @@ impl Session {
             // The store says what is wrong with the arguments.
             return engine.submit_elsewhere(request.into_bytes(), self.caller());
         };
+        let request = match engine.is_holder() {
+            true => request,
+            false => match Box::pin(self.send_away(request, &places)).await {
+                Way::Here(request) => request,
+                Way::Gone => return,
+            },
+        };
         self.wait_open(&request, &places).await;
         if matches!(spec.name, "SORT" | "SORT_RO")
             && (2..request.len()).any(|index| is_pattern_option(request.arg(index)))
@@ -60,10 +68,15 @@ impl Session {
     /// Waits while the route of a key flips.
     pub(super) async fn wait_open(&self, request: &Request, places: &[(usize, u32)]) {
         let engine = &self.shared.engine;
-        let is_gated = |(index, db): &(usize, u32)| engine.is_gated(&engine.plan_of(*db, request.arg(*index)));
-        while engine.has_closed() && places.iter().any(is_gated) {
+        while engine.has_closed() && self.is_gated(request, places) {
             engine.opened().await;
         }
+    }
+
+    /// Whether the route of a key flips.
+    pub(super) fn is_gated(&self, request: &Request, places: &[(usize, u32)]) -> bool {
+        let engine = &self.shared.engine;
+        places.iter().any(|(index, db)| engine.is_gated(&engine.plan_of(*db, request.arg(*index))))
     }
 
     /// A command outside of the lanes, whole on one store, after everything before it was answered.
@@ -81,16 +94,9 @@ impl Session {
         keys: &[Key],
     ) -> Result<Bytes, Refusal> {
         let engine = &self.shared.engine;
-        let guard = engine.begin(keys).await?;
-        let target = match self.target_of(spec.name, keys, guard.plans.iter().map(|plan| plan.leader)) {
-            Ok(target) => target,
-            Err(refusal) => {
-                guard.finish(Outcome::Refused).await;
-                return Err(refusal);
-            }
-        };
+        let (begun, target) = self.place_of(self.begin(keys).await?, spec.name, keys).await?;
         let answer = self.call_healed(&target, spec, request).await;
-        guard.finish(outcome_of(&answer)).await;
+        begun.finish(outcome_of(&answer)).await;
         self.audit_script_error(spec, keys, &answer);
         answer
             .map(|frame| engine.reply_from(&target, self.db, spec, request, frame))
@@ -98,7 +104,7 @@ impl Session {
     }
 
     /// One command on a store. A script that this store has not seen is loaded there, if the proxy has.
-    async fn call_healed(
+    pub(super) async fn call_healed(
         &self,
         target: &Target,
         spec: &'static CommandSpec,
@@ -204,6 +210,11 @@ impl Session {
             return self.run_whole(request, spec, keys).await;
         }
         self.audit(spec.name, Unlike::ScriptWithoutKeys, String::new(), || request.arg(1).escape_ascii().to_string());
+        if !engine.is_holder()
+            && let Some(outcome) = self.keyless_away(&request, spec).await
+        {
+            return self.answer_with(outcome);
+        }
         // What it touches undeclared is on the store of these, or the store says that it is not.
         let nothing = Key { name: Bytes::new(), db: self.db };
         let target = match engine.plan(&nothing).leader {

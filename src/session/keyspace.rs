@@ -88,6 +88,12 @@ pub(super) fn reaches_all(spec: &CommandSpec) -> bool {
 impl Session {
     pub(super) async fn keyspace(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
+        if !engine.is_holder() && (self.is_moving_db() || reaches_all(spec)) {
+            self.replies.settle(0).await;
+            if let Some(outcome) = self.keyspace_away(&request).await {
+                return self.answer_with(outcome);
+            }
+        }
         if spec.access == Access::Write {
             self.replies.settle(0).await;
             let outcome = self.flush(&request, spec).await;

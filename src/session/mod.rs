@@ -2,6 +2,7 @@
 
 mod asides;
 mod auditing;
+mod away;
 mod blocking;
 mod bounds;
 mod client_command;

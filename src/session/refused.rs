@@ -35,7 +35,7 @@ fn reason(refusal: &Refusal) -> usize {
     match refusal {
         Refusal::CrossSlot { .. } => 0,
         Refusal::NotSupported { .. } => 1,
-        Refusal::StoreDown => 2,
+        Refusal::StoreDown | Refusal::NoHolder | Refusal::NotHolder => 2,
         Refusal::UnknownOutcome => 3,
         Refusal::Denied(_) => 5,
         Refusal::NoLinkFree => 6,

@@ -10,6 +10,7 @@ use crate::dual::{Caller, ReplyPort, ReplyTo};
 use crate::resp::refusal::Refusal;
 use crate::resp::request::Request;
 use crate::resp::{reply, write};
+use crate::session::away::Way;
 use crate::session::session::Session;
 use crate::store::Reply;
 
@@ -70,6 +71,13 @@ impl Session {
             return self.refuse(Refusal::WrongArity("mset".into()));
         }
         let engine = self.shared.engine.clone();
+        let request = match engine.is_holder() {
+            true => request,
+            false => match self.send_away(request, &places).await {
+                Way::Here(request) => request,
+                Way::Gone => return,
+            },
+        };
         if engine.is_simple(&request, &places) {
             return self.keyed(request, spec).await;
         }

@@ -13,7 +13,6 @@ use tokio::sync::oneshot;
 
 use crate::audit::Kind as Unlike;
 use crate::command::{self, CommandSpec, Kind};
-use crate::dual::lane::Outcome;
 use crate::dual::{ReplyTo, Target, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::request::Request;
@@ -157,10 +156,11 @@ impl Session {
         }
         let views: Vec<(u32, &[u8])> = keys.iter().map(|key| (key.db, &key.name[..])).collect();
         self.audit_together("watch", Unlike::CrossWatch, &views);
+        self.goes_away(&views).await?;
         let target = self.target_now("watch", &keys)?;
         let mut link = match self.transaction.watch.take() {
             Some(watch) if watch.target == target => watch.link,
-            Some(Watch { mut link, target: Target::Standalone { .. }, .. }) if is_standalone(&target) => {
+            Some(Watch { mut link, target: before, .. }) if is_one_server(&before, &target) => {
                 let select = crate::dual::effect::command(&[b"SELECT", self.db.to_string().as_bytes()]);
                 link.call(&select).await.map_err(|_| Refusal::StoreDown)?;
                 link
@@ -185,18 +185,23 @@ impl Session {
     /// Where these keys are led now.
     pub(super) fn target_now(&self, command: &str, keys: &[Key]) -> Result<Target, Refusal> {
         let engine = &self.shared.engine;
+        if keys.iter().any(|key| engine.is_elsewhere(key.db, &key.name)) {
+            return Ok(Target::Peer { db: self.db });
+        }
         self.target_of(command, keys, keys.iter().map(|key| engine.plan(key).leader))
     }
 
     /// A connection of the client's own to a target.
     pub(super) async fn private_link(&self, target: &Target) -> Result<PrivateLink, Refusal> {
         let stores = self.shared.engine.stores();
-        let side = if matches!(target, Target::Standalone { .. }) { StoreSide::Standalone } else { StoreSide::Cluster };
+        let is_cluster = matches!(target, Target::Slot(_) | Target::Node(_));
+        let side = if is_cluster { StoreSide::Cluster } else { StoreSide::Standalone };
         let place = stores.private_place(side).ok_or(Refusal::NoLinkFree)?;
         let endpoint = match target {
             Target::Standalone { db } => Some(stores.standalone_endpoint(*db)),
             Target::Slot(slot) => stores.slot_endpoint(*slot),
             Target::Node(_) => None,
+            Target::Peer { db } => stores.peer_endpoint(*db),
         };
         let endpoint = endpoint.ok_or(Refusal::StoreDown)?;
         match PrivateLink::connect(&endpoint, self.protocol).await {
@@ -236,6 +241,7 @@ impl Session {
         if publishes {
             engine.subscribed().await;
         }
+        self.goes_away(&keys.iter().map(|key| (key.db, &key.name[..])).collect::<Vec<_>>()).await?;
         let whole = self.target_now("exec", &keys);
         let channels = self.shared.engine.table().pubsub().leader();
         let fits =
@@ -279,17 +285,10 @@ impl Session {
     /// MULTI … EXEC as one piece on the store that leads all of its keys.
     async fn exec_whole(&self, commands: &[Queued], keys: &[Key]) -> Result<Bytes, Refusal> {
         let engine = &self.shared.engine;
-        let guard = engine.begin(keys).await?;
-        let target = match self.target_of("exec", keys, guard.plans.iter().map(|plan| plan.leader)) {
-            Ok(target) => target,
-            Err(refusal) => {
-                guard.finish(Outcome::Refused).await;
-                return Err(refusal);
-            }
-        };
+        let (begun, target) = self.place_of(self.begin(keys).await?, "exec", keys).await?;
         let batch = self.batch_of(commands, &target);
         let answer = engine.call_batch(&target, &batch.bytes, batch.replies(), self.protocol).await;
-        guard.finish(outcome_of(&answer)).await;
+        begun.finish(outcome_of(&answer)).await;
         answer.map(|frame| self.own_answers(commands, &target, &batch, frame)).map_err(|error| refusal_of(&error))
     }
 
@@ -300,7 +299,7 @@ impl Session {
         let mut batch = Batch { bytes: Bytes::new(), answered: Vec::with_capacity(commands.len()) };
         let mut out = BytesMut::with_capacity(length);
         write::command(&mut out, &[b"MULTI"]);
-        let link = if let Target::Standalone { db } = target { Some(*db) } else { None };
+        let link = if let Target::Standalone { db } | Target::Peer { db } = target { Some(*db) } else { None };
         let mut current = link;
         let mut select = |out: &mut BytesMut, answered: &mut Vec<Option<usize>>, db: u32| {
             if current.is_some_and(|current| current != db) {
@@ -342,7 +341,9 @@ impl Session {
             let Some(number) = *number else { continue };
             let Queued { request, spec, db } = &commands[number];
             answers[number] = Some(match spec.kind {
-                Kind::Publish => engine.heard(target, request, frame.slice(cell)),
+                Kind::Publish if !matches!(target, Target::Peer { .. }) => {
+                    engine.heard(target, request, frame.slice(cell))
+                }
                 _ => engine.reply_from(target, *db, spec, request, frame.slice(cell)),
             });
         }
@@ -371,17 +372,19 @@ impl Session {
             write::null_array(&mut out, self.protocol);
             out.freeze()
         };
-        let is_there =
-            |target: &Target| *target == watch.target || (is_standalone(target) && is_standalone(&watch.target));
+        let is_there = |target: &Target| *target == watch.target || is_one_server(target, &watch.target);
         if !is_there(&target) {
             return Ok(nil());
         }
-        let guard = self.shared.engine.begin(keys).await?;
+        let begun = self.begin(keys).await?;
         let is_moved = !self.target_now("exec", keys).is_ok_and(|target| is_there(&target));
         let batch = self.batch_of(commands, &watch.target);
         let answer = async {
             if is_moved {
                 return Ok(nil());
+            }
+            if !self.may_send(&watch.target, keys) {
+                return Err(LinkError::Down("the lease has ended".into()));
             }
             watch.link.send(&batch.bytes).await?;
             let mut last = watch.link.receive().await?;
@@ -391,7 +394,7 @@ impl Session {
             Ok::<_, LinkError>(last)
         };
         let answer = answer.await;
-        guard.finish(outcome_of(&answer)).await;
+        begun.finish(outcome_of(&answer)).await;
         answer.map(|frame| self.own_answers(commands, &watch.target, &batch, frame)).map_err(|error| refusal_of(&error))
     }
 
@@ -485,8 +488,12 @@ fn write_selected(out: &mut BytesMut, request: &Request) {
     }
 }
 
-fn is_standalone(target: &Target) -> bool {
-    matches!(target, Target::Standalone { .. })
+/// Whether two targets are databases of one server.
+fn is_one_server(one: &Target, other: &Target) -> bool {
+    matches!(
+        (one, other),
+        (Target::Standalone { .. }, Target::Standalone { .. }) | (Target::Peer { .. }, Target::Peer { .. })
+    )
 }
 
 /// Whether a command may run in one transaction with keys on `target`: one without a key runs beside the standalone's only,
@@ -494,7 +501,8 @@ fn is_standalone(target: &Target) -> bool {
 fn fits_beside(spec: &CommandSpec, target: &Target, channels: Side) -> bool {
     let side = if matches!(target, Target::Standalone { .. }) { Side::Standalone } else { Side::Cluster };
     match spec.kind {
-        _ if spec.name == "SELECT" || is_aside(spec) => true,
+        // The other proxy judges what goes there.
+        _ if spec.name == "SELECT" || is_aside(spec) || matches!(target, Target::Peer { .. }) => true,
         // A shard channel has a slot of its own.
         Kind::Publish => channels == side && (side == Side::Standalone || spec.name == "PUBLISH"),
         _ => side == Side::Standalone || !matches!(spec.keys, command::Keys::None),

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::LocalSet;
 
 use crate::audit::Audit;
+use crate::dual::desk::Desk;
 use crate::dual::traffic::TrafficBook;
 use crate::dual::{Audience, Copying, Engine, EngineParts, Load, Message, Peers, Shadowing, Subscribing};
 use crate::keep::keep;
@@ -62,6 +63,7 @@ pub struct WorkerParts {
     pub audit: Arc<Audit>,
     pub subscribing: Arc<Subscribing>,
     pub audience: Arc<Audience>,
+    pub desk: Arc<Desk>,
 }
 
 /// Binds the shared port once, so that a port that is taken is told before anything starts.
@@ -100,6 +102,7 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         slow_keys: parts.slow_keys,
         subscribing: parts.subscribing,
         audience: parts.audience,
+        desk: parts.desk,
     });
     let dirty = Rc::new(Dirty::new(wake.clone()));
     let shared = Rc::new(Shared {

@@ -43,6 +43,8 @@ pub struct Item<W: Waiter> {
     protocol: Option<Protocol>,
     /// Sent alone, to find out whether its destination takes requests again.
     is_probe: bool,
+    /// [`Fence::ends`](crate::store::Fence::ends) when it was asked for: it is not sent under a later lease.
+    ends: u32,
     pub(super) sent_to: Option<Rc<Link<Item<W>>>>,
     detour: Option<Box<Detour>>,
     waiter: W,
@@ -65,7 +67,8 @@ impl<W: Waiter> Item<W> {
         protocol: Option<Protocol>,
         waiter: W,
     ) -> Self {
-        Self { stores, to, request, replies, protocol, is_probe: false, sent_to: None, detour: None, waiter }
+        let ends = stores.fence().ends();
+        Self { stores, to, request, replies, protocol, is_probe: false, ends, sent_to: None, detour: None, waiter }
     }
 
     /// The end of it, with an error.
@@ -110,6 +113,11 @@ impl<W: Waiter> Item<W> {
 
     fn detour(&mut self) -> &mut Detour {
         self.detour.get_or_insert_default()
+    }
+
+    /// Whether the lease under which it may have been asked for has ended.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.ends != self.stores.fence().ends()
     }
 
     /// The node that an ASK named.

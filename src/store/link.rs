@@ -21,7 +21,7 @@ use crate::resp::scan::ReplyScanner;
 use crate::store::connect::{connect, late};
 use crate::store::private_link::{Greeting, end, greet, run_id};
 use crate::store::stopwatch::{Batches, Stopwatch};
-use crate::store::{LinkError, Login, Loss, Reply, Timeouts};
+use crate::store::{Fence, LinkError, Login, Loss, Reply, Timeouts};
 use crate::wire::{self, Connector, ReadHalf, WriteHalf};
 
 /// Requests and replies of this size and more are passed on without a copy; a copy of less costs under 1 µs.
@@ -231,6 +231,9 @@ pub struct Link<P> {
     /// Of the server process that was reached last.
     run_id: RefCell<String>,
     loss: Arc<Loss>,
+    fence: Arc<Fence>,
+    /// [`Fence::ends`] when it was connected: what was queued under a lease that has ended since must not go out.
+    ends: Cell<u32>,
     answered: Cell<u64>,
     requests: Cell<u64>,
     batches: Batches,
@@ -244,7 +247,7 @@ impl<P: Pending> Link<P> {
         dirty: Rc<Dirty<Link<P>>>,
         now: Rc<Cell<Instant>>,
         queue_bytes_max: usize,
-        loss: Arc<Loss>,
+        (loss, fence): (Arc<Loss>, Arc<Fence>),
         watch: Rc<Stopwatch>,
     ) -> Rc<Self> {
         let link = Rc::new(Self {
@@ -268,6 +271,8 @@ impl<P: Pending> Link<P> {
             greeting: RefCell::new(Greeting::default()),
             run_id: RefCell::new(String::new()),
             loss,
+            ends: Cell::new(fence.ends()),
+            fence,
             answered: Cell::new(0),
             requests: Cell::new(0),
             batches: Batches::default(),
@@ -356,6 +361,9 @@ impl<P: Pending> Link<P> {
         if !self.is_up.get() {
             return;
         }
+        if self.fence.check() != self.ends.get() {
+            return self.cut_off();
+        }
         self.batches.write(self.requests.get());
         let mut out = self.out.borrow_mut();
         match out.write_to(&stream) {
@@ -367,6 +375,14 @@ impl<P: Pending> Link<P> {
             }
             Err(_) => self.close.notify_one(),
         }
+    }
+
+    /// The lease under which something may have been queued has ended: nothing of it is sent, now or later. Whoever waits is
+    /// told that the outcome is unknown, which what was not sent is not tried again for.
+    #[cold]
+    fn cut_off(&self) {
+        *self.last_error.borrow_mut() = Some(LEASE_ENDED.into());
+        self.close.notify_one();
     }
 
     /// Closes the link when the oldest request has waited for too long.
@@ -444,6 +460,9 @@ impl<P: Pending> Link<P> {
         };
         if !self.ended.get() {
             tracing::warn!(node = %self.endpoint.address, %reason, waiting = self.entries.borrow().len(), "link lost; connecting again");
+        }
+        if self.ends.replace(self.fence.ends()) != self.fence.ends() {
+            self.written.set(self.appended.get());
         }
         let timed_out = reason == "no reply in time";
         self.fail(&reason, Some(if timed_out { LinkError::TimedOut } else { LinkError::Lost }));
@@ -571,5 +590,6 @@ impl<P: Pending> Link<P> {
     }
 }
 
+const LEASE_ENDED: &str = "the lease under which it was used has ended";
 const HELLO_2: &[u8] = b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n";
 const HELLO_3: &[u8] = b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n";

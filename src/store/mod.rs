@@ -4,8 +4,10 @@
 //! band (`HELLO 2|3` in front of a request that wants the other one), so a link stays a FIFO for all of them and a reply is
 //! never converted.
 
+pub mod client_list;
 mod cluster;
 mod connect;
+mod fence;
 pub mod link;
 mod loss;
 pub mod private_link;
@@ -21,6 +23,7 @@ use bytes::Bytes;
 
 use crate::secret::Secret;
 
+pub use fence::{Fence, Role};
 pub use loss::Loss;
 pub use private_link::{PrivateLink, PrivateLinks};
 pub use slot_map::SlotMap;

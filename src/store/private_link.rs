@@ -143,13 +143,32 @@ impl PrivateLink {
 }
 
 /// What our connections are called on the servers, so that an operator, and the proxy, can tell them from an application's: this,
-/// and in a proxy that serves a colon and a number of its own, by which two of them tell each other apart.
+/// and in a proxy that serves a colon and a number of its own, by which two of them tell each other apart. The upper half of
+/// the number is that of its lease's name: proxies that share a lease have it in common. Behind another colon stands how much
+/// of the holder's tables it has taken.
 pub const CONNECTION_NAME: &str = "cutover";
 static OWN_NAME: OnceLock<String> = OnceLock::new();
 
 /// Gives this process a number of its own, before it connects to anything.
-pub fn be_a_proxy() {
-    OWN_NAME.get_or_init(|| format!("{CONNECTION_NAME}:{:08x}", fastrand::u32(..)));
+pub fn be_a_proxy(lease: &str) {
+    let group = crc32fast::hash(lease.as_bytes());
+    OWN_NAME.get_or_init(|| format!("{CONNECTION_NAME}:{group:08x}{:08x}", fastrand::u32(..)));
+}
+
+/// Length of [`own_name`] in a proxy.
+const PROXY_NAME: usize = CONNECTION_NAME.len() + 1 + 16;
+
+/// The proxy that a connection of that name belongs to.
+pub fn proxy_of(name: &str) -> Option<&str> {
+    name.strip_prefix(CONNECTION_NAME)?.strip_prefix(':')?;
+    Some(name.get(..PROXY_NAME).unwrap_or(name))
+}
+
+/// The proxy of a connection of that name, if it shares this one's lease and is another.
+pub fn companion_of(name: &str) -> Option<&str> {
+    let is_companion =
+        |proxy: &&str| *proxy != own_name() && proxy.get(..PROXY_NAME - 8) == own_name().get(..PROXY_NAME - 8);
+    proxy_of(name).filter(is_companion)
 }
 
 /// What the connections of this process are called.

@@ -14,7 +14,7 @@ use crate::resp::reply::Protocol;
 use crate::store::cluster::{Barrier, Destination, Held, Hold, Item, Probe};
 use crate::store::link::{Dirty, Endpoint, Link};
 use crate::store::private_link::{PrivateLinks, PrivatePlace};
-use crate::store::{LinkError, Loss, SlotMap, SlowLimit, Stopwatch, Waiter};
+use crate::store::{Fence, LinkError, Loss, SlotMap, SlowLimit, Stopwatch, Waiter};
 
 /// Requests that go alone at a tick, to find out which destinations take requests again: a cluster that is down has up to
 /// 16,384 of them, a slot each.
@@ -36,6 +36,7 @@ pub struct StoresConfig {
     pub queue_bytes_max: usize,
     pub private_links: PrivateLinks,
     pub slow: Arc<SlowLimit>,
+    pub fence: Arc<Fence>,
 }
 
 /// One of the two stores.
@@ -56,6 +57,8 @@ impl<W: Waiter> Clone for Stores<W> {
 
 type NodeLink<W> = Rc<Link<Item<W>>>;
 
+type PeerLinks<W> = HashMap<(Arc<str>, u32), NodeLink<W>>;
+
 /// The links to the primaries of one slot map, by its own numbering of them.
 struct Primaries<W: Waiter> {
     newest: Cache<Arc<ArcSwap<SlotMap>>, Arc<SlotMap>>,
@@ -68,6 +71,8 @@ pub(super) struct Inner<W: Waiter> {
     main: NodeLink<W>,
     databases: RefCell<HashMap<u32, NodeLink<W>>>,
     nodes: RefCell<HashMap<Arc<str>, NodeLink<W>>>,
+    /// To the other proxy, by its address and the database.
+    peers: RefCell<PeerLinks<W>>,
     primaries: RefCell<Primaries<W>>,
     pub(super) holds: RefCell<HashMap<Destination, Hold<W>>>,
     /// Slots whose owner changed while the former one owes answers.
@@ -93,7 +98,7 @@ impl<W: Waiter> Stores<W> {
             dirty.clone(),
             now.clone(),
             config.queue_bytes_max,
-            config.loss.clone(),
+            (config.loss.clone(), config.fence.clone()),
             standalone_watch.clone(),
         );
         let newest = Cache::new(config.slot_map.clone());
@@ -103,6 +108,7 @@ impl<W: Waiter> Stores<W> {
             main,
             databases: RefCell::new(HashMap::new()),
             nodes: RefCell::new(HashMap::new()),
+            peers: RefCell::new(HashMap::new()),
             primaries: RefCell::new(primaries),
             holds: RefCell::new(HashMap::new()),
             barriers: RefCell::new(Vec::new()),
@@ -155,6 +161,26 @@ impl<W: Waiter> Stores<W> {
         let link = self.0.node(address);
         let item = Item::new(self.0.clone(), Destination::Node, request, 1, protocol, waiter);
         self.0.send_on(link, item);
+    }
+
+    /// Sends to the proxy that holds the lease.
+    pub fn peer(&self, db: u32, request: Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
+        let Some(endpoint) = self.peer_endpoint(db) else {
+            return waiter.complete(Err(LinkError::Down("no other proxy holds the lease".into())));
+        };
+        let link = self.0.peer(endpoint);
+        let item = Item::new(self.0.clone(), Destination::Node, request, replies, protocol, waiter);
+        self.0.send_on(link, item);
+    }
+
+    /// How to open a connection of one's own to the proxy that holds the lease.
+    pub fn peer_endpoint(&self, db: u32) -> Option<Endpoint> {
+        Some(Endpoint { db, ..(*self.0.config.fence.peer()?).clone() })
+    }
+
+    /// What this process may write.
+    pub fn fence(&self) -> &Arc<Fence> {
+        &self.0.config.fence
     }
 
     /// The primaries as known now.
@@ -247,7 +273,10 @@ impl<W: Waiter> Stores<W> {
         inner.now.set(now);
         inner.refresh_primaries();
         inner.main.tick(now);
-        let links: Vec<_> = inner.databases.borrow().values().chain(inner.nodes.borrow().values()).cloned().collect();
+        inner.leave_peers();
+        let (databases, nodes, peers) = (inner.databases.borrow(), inner.nodes.borrow(), inner.peers.borrow());
+        let links: Vec<_> = databases.values().chain(nodes.values()).chain(peers.values()).cloned().collect();
+        drop((databases, nodes, peers));
         for link in links {
             link.tick(now);
         }
@@ -275,6 +304,10 @@ impl<W: Waiter> Inner<W> {
         self.now.get()
     }
 
+    pub(super) fn fence(&self) -> &Fence {
+        &self.config.fence
+    }
+
     /// Whether anything waits for the answers of others.
     pub(super) fn is_holding(&self) -> bool {
         !self.holds.borrow().is_empty() || !self.barriers.borrow().is_empty()
@@ -289,6 +322,9 @@ impl<W: Waiter> Inner<W> {
 
     /// Sends an item to where it belongs by the layout that was looked at last.
     pub(super) fn send(self: &Rc<Self>, item: Item<W>) {
+        if item.is_cut_off() {
+            return item.give_up(LinkError::Down("the lease under which it was asked for has ended".into()));
+        }
         let link = match item.to {
             Destination::Standalone(db) if db == self.config.standalone.db => Some(self.main.clone()),
             Destination::Standalone(db) => Some(self.database(db)),
@@ -429,13 +465,47 @@ impl<W: Waiter> Inner<W> {
         link
     }
 
+    fn peer(self: &Rc<Self>, endpoint: Endpoint) -> NodeLink<W> {
+        let place = (endpoint.address.clone(), endpoint.db);
+        if let Some(link) = self.peers.borrow().get(&place) {
+            return link.clone();
+        }
+        // Another proxy's clients and restarts say nothing of the stores.
+        let watch = Rc::new(Stopwatch::new(self.config.slow.clone()));
+        let link = Link::start(
+            endpoint,
+            self.dirty.clone(),
+            self.now.clone(),
+            self.config.queue_bytes_max,
+            (Arc::default(), self.config.fence.clone()),
+            watch,
+        );
+        self.peers.borrow_mut().insert(place, link.clone());
+        link
+    }
+
+    /// Ends the links to a proxy that holds the lease no longer.
+    fn leave_peers(&self) {
+        if self.peers.borrow().is_empty() {
+            return;
+        }
+        let peer = self.config.fence.peer();
+        self.peers.borrow_mut().retain(|(address, _), link| {
+            let stays = peer.as_ref().is_some_and(|peer| peer.address == *address);
+            if !stays {
+                link.end();
+            }
+            stays
+        });
+    }
+
     fn start(&self, endpoint: Endpoint, watch: &Rc<Stopwatch>) -> NodeLink<W> {
         Link::start(
             endpoint,
             self.dirty.clone(),
             self.now.clone(),
             self.config.queue_bytes_max,
-            self.config.loss.clone(),
+            (self.config.loss.clone(), self.config.fence.clone()),
             watch.clone(),
         )
     }

@@ -11,6 +11,7 @@ pub const PURE: &[&str] = &[
     "src/routing/",
     "src/slot.rs",
     "src/dual/lane.rs",
+    "src/dual/lease.rs",
     "src/dual/gate.rs",
     "src/dual/install.rs",
     "src/dual/effect.rs",

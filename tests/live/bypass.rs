@@ -71,7 +71,7 @@ fn a_second_proxy_on_the_same_stores_is_reported_and_its_writes_put_the_routes_i
     let second = settings().start().ready();
     eventually("it is reported", || others(&proxy) == 1);
     assert!(proxy.cli_ok("status").contains("another cutover"), "{}", proxy.cli_ok("status"));
-    assert!(proxy.log().contains("two of them break the order of writes"), "{}", proxy.log());
+    assert!(proxy.log().contains("two of them without a lease in common break the order of writes"), "{}", proxy.log());
     assert!(proxy.http("/metrics").1.contains("cutover_other_proxies 1"));
     let mut client = second.connect();
     eventually("its writes are seen", || {

@@ -111,6 +111,13 @@ impl Redis {
         connect(self.port)
     }
 
+    /// All keys that are not the proxies' own.
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> = command(&["KEYS", "*"]).query(&mut self.connect()).expect("KEYS");
+        keys.retain(|key| !key.starts_with("cutover:lease:"));
+        keys
+    }
+
     /// SIGSTOP, SIGCONT, SIGKILL and so on.
     pub fn signal(&self, name: &str) {
         signal(self.pid, name);
@@ -249,6 +256,8 @@ pub struct Settings {
     pub stores: String,
     /// Between two looks for writers that go around the proxy: tests write to the shared stores themselves.
     pub look_every: &'static str,
+    /// Lines of `[lease]`; without them a lease of its own, for tests share stores and have nothing in common.
+    pub lease: String,
 }
 
 impl Settings {
@@ -263,6 +272,7 @@ impl Settings {
             routing: String::new(),
             stores: String::new(),
             look_every: "0s",
+            lease: format!("name = \"{}-{}\"", std::process::id(), free_port()),
         }
     }
 
@@ -277,11 +287,11 @@ impl Settings {
     }
 
     fn text(&self, port: u16, admin_port: u16) -> String {
-        let Self { standalone, seeds, workers, listen, admin, routing, stores, look_every, .. } = self;
+        let Self { standalone, seeds, workers, listen, admin, routing, stores, look_every, lease, .. } = self;
         let mut text = format!(
             "[listen]\naddress = \"127.0.0.1:{port}\"\nworkers = {workers}\n{listen}\n[admin]\naddress = \"127.0.0.1:{admin_port}\"\n{admin}\n\
              [standalone]\nurl = \"{standalone}\"\n{stores}\n[cluster]\nseeds = {seeds:?}\n{stores}\n\
-             [routing]\nkeys = [\"provider:{{provider}}:*\", \"*:provider:{{provider}}:*\"]\n{routing}\n[bypass]\nlook_every = \"{look_every}\"\n[state]\ndirectory = \"STATE\"\n[providers]\n"
+             [routing]\nkeys = [\"provider:{{provider}}:*\", \"*:provider:{{provider}}:*\"]\n{routing}\n[bypass]\nlook_every = \"{look_every}\"\n[lease]\n{lease}\n[state]\ndirectory = \"STATE\"\n[providers]\n"
         );
         for (provider, phase) in &self.providers {
             writeln!(text, "\"{provider}\" = \"{phase}\"").expect("a String takes all");

@@ -21,6 +21,7 @@ mod fault;
 mod faults;
 mod hostile;
 mod keyspace;
+mod lease;
 mod leaving;
 mod model;
 mod moves;
