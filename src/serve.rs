@@ -120,8 +120,6 @@ pub fn run(path: &Path, beside: Beside) -> anyhow::Result<()> {
             tracing::error!(reason = %refused, "proxy.toml was changed while the proxy was down in a way that could lose data; going on with the last adopted table until the file can be adopted");
             program.adopter.note_refusal(refused.to_string(), file_crc(path));
         }
-        // Also where the table is the one of the last run: from here on its clean end says nothing any more.
-        program.adopter.save(&program.adopter.table(), false).await.context("write state file")?;
         let is_clean = snapshot.as_ref().is_some_and(|snapshot| snapshot.clean);
         program.recover(found.open, is_clean);
         program.serve(path, loaded, level, signals, is_refused).await
@@ -264,7 +262,7 @@ impl Program {
         config: &Config,
         path: &Path,
         table: Table,
-        state: StateFile,
+        mut state: StateFile,
         journal: Journal,
         totals: Arc<Totals>,
         inherited: Vec<TcpListener>,
@@ -304,6 +302,9 @@ impl Program {
         let listeners = Listeners::open(config, inherited, count)?;
         let sockets = listeners.all().context("keep the sockets for a successor")?;
         let spread = listeners::spread(listeners.clients, count).context("share the sockets among the workers")?;
+        // Before anybody is served, and where nothing can fail any more that a mistake in the file would explain: from here on
+        // the clean end of the last run says nothing, also where the table is the one that it had.
+        state.save(&adopt::snapshot_of(&table, false)).context("write state file")?;
         let bounds = Arc::new(Bounds::new(&limits(config)));
         bounds.set_shares(reach::shares(config));
         bounds.set_chosen(config.commands.clone());

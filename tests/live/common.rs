@@ -418,8 +418,13 @@ impl Proxy {
     }
 
     pub fn start_again(&mut self) {
-        (self.child, self.log) = Self::spawn(&self.directory, &[]);
+        self.spawn_again();
         self.wait_until_up();
+    }
+
+    /// Starts it, whether it comes up or not.
+    pub fn spawn_again(&mut self) {
+        (self.child, self.log) = Self::spawn(&self.directory, &[]);
     }
 
     /// Another process takes this one's place; gives the exit code of this one, and its log.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use crate::common::{Proxy, Settings, Stores, eventually, run};
+use crate::common::{Proxy, Settings, Stores, eventually, run, try_run};
 
 /// A proxy whose route waits for both stores, synced, with the follower stopped.
 fn stopped_follower(stores: &Stores, provider: &str) -> Proxy {
@@ -125,6 +125,31 @@ fn a_disk_that_hangs_during_a_flip_stops_neither_the_admin_side_nor_other_routes
     proxy.start_again();
     assert_eq!(state_of(&proxy, "633")["phase"], "standalone");
     assert!(!proxy.log().contains("first start"), "{}", proxy.log());
+}
+
+/// A process that was killed in its first moments has still done what it has done.
+#[test]
+fn nobody_is_served_before_the_disk_says_that_the_last_clean_end_is_over() {
+    let mut proxy = Settings::of(Stores::shared()).phase("635", "dual-standalone").start().ready();
+    assert_eq!(proxy.terminate(), Some(0));
+    let pipe = hang_disk(&proxy, "state.new");
+    proxy.spawn_again();
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        let answered = redis::Client::open(format!("redis://127.0.0.1:{}/", proxy.port))
+            .and_then(|client| client.get_connection_with_timeout(Duration::from_millis(100)))
+            .and_then(|mut connection| try_run(&mut connection, "PING"));
+        assert!(answered.is_err(), "{answered:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    proxy.kill();
+    std::fs::remove_file(&pipe).expect("remove");
+    proxy.start_again();
+    assert!(!proxy.log().contains("did not end cleanly"), "it has served nobody: {}", proxy.log());
+    run(&mut proxy.connect(), "PING");
+    proxy.kill();
+    proxy.start_again();
+    assert!(proxy.log().contains("did not end cleanly"), "{}", proxy.log());
 }
 
 #[test]
