@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
@@ -21,7 +22,11 @@ pub async fn watch(paths: Vec<PathBuf>, loaded: Option<Fingerprint>, changed: mp
         _ => PathBuf::from("."),
     };
     let folders: BTreeSet<PathBuf> = paths.iter().map(folder).collect();
-    let mut watcher = notify::recommended_watcher(move |_| {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // To read them is an event too, and would have them read again.
+        if event.is_ok_and(|event| is_reading(event.kind)) {
+            return;
+        }
         // Full: a look is due anyway.
         let _ = seen.try_send(());
     })?;
@@ -54,6 +59,10 @@ pub async fn watch(paths: Vec<PathBuf>, loaded: Option<Fingerprint>, changed: mp
             return Ok(());
         }
     }
+}
+
+fn is_reading(kind: EventKind) -> bool {
+    kind.is_access() && kind != EventKind::Access(AccessKind::Close(AccessMode::Write))
 }
 
 /// CRC-32 and length of a file's content, and when it was saved.

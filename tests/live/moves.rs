@@ -191,3 +191,22 @@ fn a_second_proxy_with_the_same_state_is_refused() {
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("another cutover runs"), "{second:?}");
 }
+
+#[test]
+fn the_file_is_read_when_it_was_saved_and_not_because_it_was_read() {
+    let comment = format!("# {}\n", "-".repeat(1 << 20));
+    let settings = Settings { routing: comment, ..Settings::of(Stores::shared()) };
+    let proxy = settings.phase("19", "standalone").start().ready();
+    run(&mut proxy.connect(), "PING");
+    let bytes_read = || -> u64 {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", proxy.pid())).expect("read");
+        io.lines().find_map(|line| line.strip_prefix("rchar: ")).and_then(|count| count.parse().ok()).expect("a number")
+    };
+    std::thread::sleep(Duration::from_secs(1));
+    let before = bytes_read();
+    std::thread::sleep(Duration::from_secs(3));
+    // One slow look may fall in between.
+    let megabytes = (bytes_read() - before) >> 20;
+    assert!(megabytes <= 2, "{megabytes} MiB of a file of one");
+    proxy.cli_ok("move 19 --to dual-standalone");
+}
