@@ -174,8 +174,8 @@ class Stores:
         return sum(process.cpu_seconds() for process in self.processes.values())
 
 
-def start_proxy(options, role, stores, directory, stack):
-    """Starts the proxy in a role; gives its process and its port."""
+def start_proxy(options, role, stores, directory, stack, lines=""):
+    """Starts the proxy in a role, with further lines in its configuration; gives its process and its port."""
     port, admin_port = free_ports(2)
     values = {
         "port": port, "admin_port": admin_port, "workers": options.workers, "workdir": directory,
@@ -189,7 +189,7 @@ def start_proxy(options, role, stores, directory, stack):
         text = text.replace("{%s}" % name, str(value))
     config = os.path.join(directory, role + ".toml")
     with open(config, "w") as file:
-        file.write(text)
+        file.write(text + lines)
     process = Process(role, [options.binary, "--config", config, "serve"], directory)
     stack.callback(process.stop)
     process.wait_for(port)
