@@ -116,6 +116,8 @@ seeds = {json.dumps([f"redis://127.0.0.1:{port}" for port in stores.nodes])}{mor
 keys = ["provider:{{provider}}:*", "*:provider:{{provider}}:*"]{more.get("routing", "")}
 [state]
 directory = "{self.folder}/state"
+[lease]
+name = "{name}"
 [prefixes]{more.get("prefixes", "")}
 [providers]
 """ + "".join(f'"{provider}" = "{phase}"\n' for provider, phase in providers.items()))

@@ -256,7 +256,7 @@ impl Adopter {
         }
         Err(Refused(vec![format!(
             "the proxy at {holder} holds the lease of the dual routes, so this one goes by its phases, and its proxy.toml says otherwise: {}; change both files",
-            all.join(", ")
+            named(&all)
         )]))
     }
 
@@ -619,6 +619,16 @@ pub fn learn(table: &Table, route: &Route, coverage: Coverage, doubt: Doubt) {
         && dual.is_in_doubt() != (doubt == Doubt::Stays)
     {
         dual.set_in_doubt(doubt == Doubt::Stays);
+    }
+}
+
+/// The first of many, and how many more there are.
+fn named(all: &[String]) -> String {
+    const NAMED_MAX: usize = 8;
+    let first = all[..all.len().min(NAMED_MAX)].join(", ");
+    match all.len().saturating_sub(NAMED_MAX) {
+        0 => first,
+        more => format!("{first}, and {more} more"),
     }
 }
 

@@ -265,6 +265,7 @@ class Moving(Dashboard):
         expect(page.locator("#activity-list .entry").first).to_contain_text("11")
 
     def test_a_refused_move_shows_the_reason_of_the_command_line_and_changes_nothing(self):
+        redis.Redis(port=PROXY.port).set("provider:21:key", "one")
         page = self.open()
         self.row(page, "21").locator(".check").click()
         before = PROXY.config.read_text()
@@ -363,6 +364,8 @@ class Moving(Dashboard):
 
 class Trouble(Dashboard):
     def test_a_table_that_is_refused_is_told_with_its_reason_until_it_is_mended(self):
+        redis.Redis(port=PROXY.port).set("provider:44:key", "one")
+        redis.Redis(port=PROXY.port).set("provider:41:key", "one")
         page = self.open()
         before = PROXY.config.read_text()
         PROXY.config.write_text(before.replace('"41" = "standalone"', '"41" = "dual-cluster"').replace('"44" = "standalone"', '"44" = "cluster"'))
