@@ -95,6 +95,9 @@ class Dashboard(unittest.TestCase):
     def row(self, page, route):
         """Searches for it, and gives its row."""
         page.locator("#search").fill(route)
+        # The elements are given to other routes when the list has become shorter; none is pressed before.
+        expect(page.locator("#count")).to_contain_text(" of ")
+        expect(page.locator(".canvas .row:visible .name").first).to_contain_text(route)
         return page.locator(".canvas .row:visible").filter(has=page.locator(f".name:text-is('{route}')"))
 
     def shoot(self, page, name):
