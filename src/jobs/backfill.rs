@@ -33,15 +33,45 @@ enum Step {
     Sweep,
 }
 
-/// Runs the job.
+/// How often routes are walked whose proof a flip or a doubt spoils each time.
+const WALKS: u32 = 3;
+
+/// Runs the job. What a flip or a doubt took the proof from while it was walked is walked again.
 pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> Result<String, JobError> {
+    let mut open = routes.clone();
+    for walk in 1..=WALKS {
+        open = walk_once(context, job, &open).await?;
+        if open.is_empty() {
+            return Ok("synced: both stores hold every key".into());
+        }
+        let is_dual = |route: &Route| route.dual.is_some();
+        if walk == WALKS || select(&context.table(), &open, is_dual).len() < open.len() {
+            break;
+        }
+        tracing::warn!(job = job.id, routes = ?names(&open), "a flip or a doubt came between: these routes are walked again");
+        job.walk_again();
+    }
+    Err(JobError::Incomplete(format!(
+        "not synced, because a flip or a doubt came between: {}; start the job again",
+        names(&open).join(", ")
+    )))
+}
+
+fn names(routes: &HashSet<RouteName>) -> Vec<String> {
+    let mut names: Vec<String> = routes.iter().map(RouteName::to_string).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Gives those whose proof was spoiled meanwhile.
+async fn walk_once(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> Result<HashSet<RouteName>, JobError> {
     let first_touch = select(&context.table(), routes, is_first_touch);
     if !first_touch.is_empty() {
         let begin = marks(&context.table(), &first_touch);
         Pass { context, job, routes: &first_touch, leader: Side::Cluster }.run(Step::Touch).await?;
         // The leader has every key now. Whether the follower has is what the next walk finds out.
         if !context.adopter.set_knowledge(&begin, Coverage::Both, Doubt::Stays).await?.is_empty() {
-            return Err(JobError::Incomplete("a route was flipped meanwhile; start the job again".into()));
+            return Ok(routes.clone());
         }
     }
     let begin = marks(&context.table(), routes);
@@ -57,15 +87,7 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
         pass.run(Step::Sweep).await?;
     }
     settle(context, routes).await?;
-    let doubtful = context.adopter.set_knowledge(&begin, Coverage::Both, Doubt::Ends).await?;
-    let doubtful: Vec<String> = doubtful.into_iter().map(|route| route.to_string()).collect();
-    match doubtful.is_empty() {
-        true => Ok("synced: both stores hold every key".into()),
-        false => Err(JobError::Incomplete(format!(
-            "not synced, because a flip or a doubt came between: {}; start the job again",
-            doubtful.join(", ")
-        ))),
-    }
+    Ok(context.adopter.set_knowledge(&begin, Coverage::Both, Doubt::Ends).await?.into_iter().collect())
 }
 
 fn is_first_touch(route: &Route) -> bool {

@@ -261,6 +261,11 @@ impl Job {
         Some(place.clone())
     }
 
+    /// Every walk is to be done once more.
+    fn walk_again(&self) {
+        *self.place.lock() = Place::default();
+    }
+
     fn record(&self, at: Option<Checkpoint>) -> Record {
         let (rate, repair) = (self.options.rate, self.options.repair);
         Record { kind: self.kind, routes: self.routes.clone(), rate, repair, at }

@@ -231,6 +231,8 @@ pub struct Link<P> {
     /// Of the server process that was reached last.
     run_id: RefCell<String>,
     loss: Arc<Loss>,
+    /// [`Loss::restarts`] when the last connection ended.
+    restarts: Cell<u64>,
     fence: Arc<Fence>,
     /// [`Fence::ends`] when it was connected: what was queued under a lease that has ended since must not go out.
     ends: Cell<u32>,
@@ -270,6 +272,7 @@ impl<P: Pending> Link<P> {
             close: Notify::new(),
             greeting: RefCell::new(Greeting::default()),
             run_id: RefCell::new(String::new()),
+            restarts: Cell::new(loss.restarts()),
             loss,
             ends: Cell::new(fence.ends()),
             fence,
@@ -435,10 +438,10 @@ impl<P: Pending> Link<P> {
             true => {}
             // Another process would have given that number to somebody else.
             false if before == run_id => end(&mut stream, predecessor).await?,
-            false => {
+            false if self.loss.restarted(&self.endpoint.address, &run_id, self.restarts.get()) => {
                 tracing::warn!(node = %self.endpoint.address, "the node was restarted; what it had acknowledged last may be lost, so dual routes are walked again");
-                self.loss.tell();
             }
+            false => {}
         }
         self.protocol.set(Protocol::Resp2);
         Ok(stream)
@@ -458,6 +461,7 @@ impl<P: Pending> Link<P> {
             reason = self.write(&stream) => reason,
             () = self.close.notified() => self.last_error.borrow().clone().unwrap_or_else(|| "closed".into()),
         };
+        self.restarts.set(self.loss.restarts());
         if !self.ended.get() {
             tracing::warn!(node = %self.endpoint.address, %reason, waiting = self.entries.borrow().len(), "link lost; connecting again");
         }

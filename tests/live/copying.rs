@@ -277,3 +277,28 @@ fn a_backfill_begins_anew_after_a_kill_and_copies_only_what_differs() {
     assert_eq!(job["resumed_at"], 0, "{job}");
     assert!(equal >= copied, "{equal} were found equal of {copied} that had been copied");
 }
+
+#[test]
+fn a_doubt_that_comes_while_a_backfill_walks_has_it_walk_once_more() {
+    let proxy = Settings::of(Stores::shared()).phase("129", "dual-standalone").start().ready();
+    let mut client = proxy.connect();
+    let keys: Vec<String> = (0..1_000).map(|n| format!("provider:129:{n}")).collect();
+    for key in &keys {
+        run(&mut client, &format!("SET {key} 1"));
+    }
+    std::thread::scope(|scope| {
+        let backfill = scope.spawn(|| proxy.cli("backfill 129 --rate 1000"));
+        eventually("it copies", || {
+            let jobs: serde_json::Value = serde_json::from_str(&proxy.http("/api/jobs").1).expect("JSON");
+            jobs["jobs"][0]["copied"].as_u64().is_some_and(|copied| copied > 0)
+        });
+        // What it writes is not declared, so the follower has it from the walk that follows at the earliest.
+        run(&mut client, "EVAL redis.call('SET',KEYS[1]..':made-up',1) 1 provider:129:0");
+        let ended = backfill.join().expect("no panic");
+        assert!(ended.status.success(), "{}", proxy.log());
+    });
+    assert!(proxy.log().contains("these routes are walked again"), "{}", proxy.log());
+    let made_up = "provider:129:0:made-up".to_string();
+    assert_same(Stores::shared(), &[keys, vec![made_up]].concat());
+    proxy.cli_ok("move 129 --to dual-cluster");
+}
