@@ -135,7 +135,7 @@ fn lease(
     reporter: &Reporter<'_>,
     findings: &mut Vec<Finding>,
 ) -> Lease {
-    let lasts = duration(&section.time, Duration::from_secs(5), reporter, findings);
+    let lasts = duration(&section.time, Duration::from_secs(10), reporter, findings);
     if let Some(time) = section.time.as_ref().filter(|_| lasts < LEASE_LEAST) {
         let help = Some("a few seconds: so long nobody serves the dual routes when their proxy has died".into());
         findings.push(reporter.at(time.span(), "a lease of less than 500ms ends while a server is busy", help));

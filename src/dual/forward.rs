@@ -13,7 +13,7 @@ use crate::routing::{Plan, Table};
 use crate::store::Role;
 
 /// How long a command waits for somebody to hold the lease: a former holder's ends by itself meanwhile.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Counts a command in that runs at another proxy, until it is dropped.
 pub struct Away {

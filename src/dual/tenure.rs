@@ -23,6 +23,8 @@ use crate::store::{Role, client_list};
 
 /// Looks while a lease lasts.
 const LOOKS: u32 = 5;
+/// How long a store may take for one question: less than a look's turn, for a flip may wait for it.
+const ANSWER: Duration = Duration::from_secs(1);
 /// Between two looks while somebody waits for the outcome.
 const HURRY: Duration = Duration::from_millis(20);
 
@@ -83,7 +85,7 @@ pub struct Tenure {
 impl Tenure {
     /// Holds nothing yet.
     pub fn new(parts: TenureParts, stores: [Where; 2]) -> Self {
-        let patience = parts.lasts / LOOKS;
+        let patience = ANSWER.min(parts.lasts / LOOKS);
         let shelves = stores.map(|place| Shelf::new(place, &parts.name, patience));
         let lease = Lease::new(parts.id.clone(), parts.lasts);
         let now = phases_of(&parts.adopter.table());
@@ -401,13 +403,14 @@ impl Tenure {
         if written.contains(&Written::Overtaken) {
             return Pace::AtOnce;
         }
-        if written.contains(&Written::Done) {
-            // Clocks do not go alike, and what was sent at the last moment takes its time.
-            self.is_new = false;
-            self.parts.desk.fence.hold(asked, self.parts.lasts * 4 / 5);
-            self.show("holds", Some(&self.parts.url.clone()), None);
-            self.answer_waiting().await;
+        if !written.contains(&Written::Done) {
+            return Pace::Soon;
         }
+        // Clocks do not go alike, and what was sent at the last moment takes its time.
+        self.is_new = false;
+        self.parts.desk.fence.hold(asked, self.parts.lasts * 4 / 5);
+        self.show("holds", Some(&self.parts.url.clone()), None);
+        self.answer_waiting().await;
         Pace::Steady
     }
 

@@ -35,6 +35,7 @@ mod subscribers;
 mod succession;
 mod tagged;
 mod tls;
+mod together;
 mod untouched;
 mod users;
 mod watching;

@@ -20,7 +20,7 @@ const CLIENTS: usize = 12;
 /// Keys of each kind that a client has for itself.
 const KEYS: usize = 6;
 
-fn seconds() -> Duration {
+pub fn seconds() -> Duration {
     let text = std::env::var("CUTOVER_MODEL_SECONDS").ok();
     Duration::from_secs(text.map_or(3, |text| text.parse().expect("CUTOVER_MODEL_SECONDS is a number of seconds")))
 }
