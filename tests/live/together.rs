@@ -143,6 +143,9 @@ impl Done {
     }
 }
 
+/// What a thread does.
+type Work = Box<dyn FnOnce(&Done) + Send>;
+
 /// A thread that panics ends the work of all, so that what it said is seen.
 struct Last<'d>(&'d Done);
 
@@ -175,7 +178,7 @@ fn what_waits_or_keeps_state_is_carried_through_flips_whole() {
     let (done, port) = (Done::default(), proxy.port);
     let waits =
         ["BLPOP @:queue 1", "BLMOVE @:queue @:taken LEFT RIGHT 1", "BZPOPMIN @:ranked 1", "BLPOP @:none @:queue 1"];
-    let mut works: Vec<Box<dyn FnOnce(&Done) + Send>> = Vec::new();
+    let mut works: Vec<Work> = Vec::new();
     for wait in waits {
         works.push(Box::new(move |done| done.pop(port, wait)));
     }
