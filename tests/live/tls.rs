@@ -300,3 +300,47 @@ fn new_certificates_are_used_without_a_restart_and_bad_ones_change_nothing() {
     assert!(!proxy.log().contains(body), "no key in the log");
     assert_eq!(run(&mut Stores::shared().standalone.connect(), "GET renewed"), redis::Value::BulkString(b"1".to_vec()));
 }
+
+/// The second proxy has to greet the first one by TLS and log in there before it can send it anything.
+#[test]
+fn proxies_behind_tls_and_a_password_send_each_other_what_needs_the_lease() {
+    let authority = Authority::new();
+    let own = authority.issue("proxy", &["127.0.0.1"]);
+    let (stores, ca) = (Stores::shared(), authority.ca());
+    let lease = |more: &str| format!("name = \"secured\"\ntime = \"2s\"\nca = {ca:?}\n{more}");
+    let settings = Settings {
+        listen: format!("password = \"secret\"\n{}", table(&[("cert", &own[0]), ("key", &own[1])])),
+        lease: lease(""),
+        ..Settings::of(stores)
+    };
+    let settings = settings.phase("971", "dual-standalone").phase("972", "standalone");
+    let role = |proxy: &Proxy| proxy.table()["lease"]["role"].as_str().unwrap_or_default().to_string();
+    let first = settings.clone().start().ready();
+    eventually("the first holds the lease", || role(&first) == "holds");
+    let second = settings.clone().start().ready();
+    eventually("the second follows", || role(&second) == "follows");
+    assert_eq!(second.table()["lease"]["holder"], format!("rediss://127.0.0.1:{}", first.port));
+    let mut clients = [&first, &second].map(|proxy| {
+        let mut client = Secure::to(proxy.port, &authority.path("ca.crt"), None);
+        client.ask(b"AUTH secret\r\n", b"+OK\r\n");
+        client
+    });
+    for number in (1..100).step_by(2) {
+        clients[0].ask(b"INCR provider:971:n\r\n", format!(":{number}\r\n").as_bytes());
+        clients[1].ask(b"INCR provider:971:n\r\n", format!(":{}\r\n", number + 1).as_bytes());
+    }
+    clients[1].ask(b"MULTI\r\nINCR provider:971:n\r\nEXEC\r\n", b"+OK\r\n+QUEUED\r\n*1\r\n:101\r\n");
+    clients[1].ask(b"INCR provider:972:n\r\n", b":1\r\n");
+    eventually("both stores have it", || {
+        let words = ["GET", "provider:971:n"];
+        stores.on_cluster(&words, words[1]) == redis::Value::BulkString(b"101".to_vec())
+    });
+    // One that cannot log in has what it may serve alone, says why it has no more, and does no dual write of its own.
+    let stranger = Settings { lease: lease("password = \"wrong\""), ..settings }.start().ready();
+    eventually("it knows who holds the lease", || role(&stranger) == "follows");
+    let mut client = Secure::to(stranger.port, &authority.path("ca.crt"), None);
+    client.ask(b"AUTH secret\r\nINCR provider:972:n\r\n", b"+OK\r\n:2\r\n");
+    client.ask(b"INCR provider:971:n\r\n", b"-");
+    assert!(stranger.log().contains("WRONGPASS"), "{}", stranger.log());
+    clients[0].ask(b"GET provider:971:n\r\n", b"$3\r\n101\r\n");
+}
