@@ -344,6 +344,7 @@ impl Adopter {
         let mut adoption = Adoption::begin(!closed.is_empty(), turns);
         let table = |which| if which == Which::Old { old } else { new };
         let (mut refused, mut took, mut paused) = (None, Duration::ZERO, Duration::ZERO);
+        let mut may_pass = false;
         // What was looked through is closed already.
         let mut closing = (!untouched.is_empty()).then(Instant::now);
         loop {
@@ -355,7 +356,10 @@ impl Adopter {
                 Step::Turn(which) => self.turn(table(which).pubsub().leader()).await,
                 Step::Judge => {
                     self.note_loss_in(&[old, new]).await;
-                    judge(&flips, old, untouched, forced)
+                    let judged = judge(&flips, old, untouched, forced);
+                    // What was looked through is open again when this is given up, and so is not known any more.
+                    may_pass = judged.is_err() && untouched.is_empty() && has_divergence(&flips, old);
+                    judged
                 }
                 Step::Prepare => {
                     begin_phases(&flips, new, |route| self.state.lock().has_stale_cluster_keys(route));
@@ -390,6 +394,13 @@ impl Adopter {
                     Ok(())
                 }
                 Step::Over(Which::New) => break,
+                // Keys came to differ while the gates closed. They are open again, so that these are repaired.
+                Step::Over(Which::Old) if may_pass && began.elapsed() < self.flip_timeout() => {
+                    self.wait_for_repairs(old, &flips, untouched, forced).await?;
+                    adoption = Adoption::begin(!closed.is_empty(), turns);
+                    (refused, closing, may_pass) = (None, None, false);
+                    continue;
+                }
                 Step::Over(Which::Old) => {
                     return Err(refused.unwrap_or_else(|| Refused(vec!["the adoption was given up".into()])));
                 }
@@ -417,8 +428,7 @@ impl Adopter {
         let deadline = Instant::now() + self.flip_timeout();
         loop {
             let judged = judge(flips, old, untouched, forced);
-            let waits = flips.iter().any(|flip| facts(old, &flip.before).divergence > 0);
-            if judged.is_ok() || !waits || Instant::now() >= deadline {
+            if judged.is_ok() || !has_divergence(flips, old) || Instant::now() >= deadline {
                 return judged;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -796,6 +806,10 @@ pub fn judge(
 ) -> Result<(), Refused> {
     let facts = |flip: &Flip| RouteFacts { untouched: untouched.contains(flip), ..facts(old, &flip.before) };
     flip::judge(flips, facts, forced).map_err(|refused| Refused(told(&refused)))
+}
+
+fn has_divergence(flips: &[Flip], old: &Table) -> bool {
+    flips.iter().any(|flip| facts(old, &flip.before).divergence > 0)
 }
 
 /// A text each; parts of the share that are refused for the same reason have one together.

@@ -25,6 +25,10 @@ const GRACE: Duration = Duration::from_millis(500);
 /// How long a store that does not answer is asked to drop a connection.
 const DROP_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a store may take to wake a command, and after how long it is told to once more.
+const WAKE_PATIENCE: Duration = Duration::from_secs(2);
+const WAKE_AGAIN: Duration = Duration::from_millis(20);
+
 enum Ended {
     Answered(Bytes),
     /// The route flips and nothing was taken.
@@ -165,12 +169,19 @@ impl Session {
     /// Wakes the command; its reply decides whether it took something. Where it cannot be woken nobody knows.
     async fn unblock(&self, spec: &CommandSpec, target: &Target, link: &mut PrivateLink) -> Result<Ended, LinkError> {
         let id = link.id().to_string();
-        let told = self.tell_node_of(link, target, &[b"CLIENT", b"UNBLOCK", id.as_bytes()]).await;
-        if told.is_none_or(|answer| reply::is_error(&answer)) {
-            return Err(LinkError::Lost);
-        }
-        let frame =
-            tokio::time::timeout(Duration::from_secs(2), link.receive()).await.map_err(|_| LinkError::TimedOut)??;
+        let until = Instant::now() + WAKE_PATIENCE;
+        let frame = loop {
+            let told = self.tell_node_of(link, target, &[b"CLIENT", b"UNBLOCK", id.as_bytes()]).await;
+            if told.is_none_or(|answer| reply::is_error(&answer)) {
+                return Err(LinkError::Lost);
+            }
+            // Sent on another connection it may have come before the command, which then waits: it is told again.
+            match tokio::time::timeout(WAKE_AGAIN, link.receive()).await {
+                Ok(frame) => break frame?,
+                Err(_) if Instant::now() >= until => return Err(LinkError::TimedOut),
+                Err(_) => {}
+            }
+        };
         let took_nothing = reply::is_null(&frame) || spec.name.starts_with("WAIT");
         Ok(if took_nothing { Ended::Woken } else { Ended::Answered(frame) })
     }

@@ -1,9 +1,11 @@
 //! Clients that go away while they wait for data, and waits that cannot be ended.
 
+use std::time::Duration;
+
 use redis::Value;
 
 use crate::common::{Redis, Settings, Stores, connect, eventually, run, try_run};
-use crate::fault::FaultProxy;
+use crate::fault::{Fault, FaultProxy, Point, Way};
 use crate::protocol::Raw;
 
 fn has_blocked(store: &Redis) -> bool {
@@ -69,4 +71,21 @@ fn a_wait_that_cannot_be_ended_is_of_unknown_outcome_and_puts_its_route_in_doubt
     assert!(proxy.log().contains("did not drop a connection that waits for data"));
     proxy.cli_ok("backfill 91");
     assert!(!is_in_doubt(&proxy, "91"));
+}
+
+/// The word to wake goes another way than the command, and overtakes it.
+#[test]
+fn a_wait_that_is_to_end_before_it_has_begun_is_carried_through_a_flip() {
+    let stores = Stores::start();
+    let wire = FaultProxy::before(stores.standalone.port);
+    let settings = Settings { standalone: format!("redis://127.0.0.1:{}/0", wire.port), ..Settings::of(&stores) };
+    let proxy = settings.phase("92", "standalone").start().ready();
+    wire.inflict(Point::behind(Way::Requests, "BLPOP", 0), Fault::Slow(Duration::from_millis(500)));
+    let mut blocked = Raw::to(proxy.port);
+    blocked.send(b"BLPOP provider:92:q 0\r\n");
+    eventually("it is on its way", || wire.has_struck());
+    proxy.cli_ok("move 92 --to dual-standalone");
+    wire.pass();
+    run(&mut proxy.connect(), "RPUSH provider:92:q v");
+    blocked.expect(b"*2\r\n$13\r\nprovider:92:q\r\n$1\r\nv\r\n");
 }
