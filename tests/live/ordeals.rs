@@ -569,14 +569,8 @@ fn stores_that_evict_show_nothing_but_what_was_written_and_end_equal() {
     crew.end("both stores evict", &proxy, &stores);
 }
 
-#[test]
-fn a_connection_to_the_leader_that_is_cut_at_every_byte_loses_and_doubles_nothing() {
-    let stores = Stores::start();
-    let wire = FaultProxy::before(stores.standalone.port);
-    let url = format!("redis://127.0.0.1:{}/0", wire.port);
-    let settings = Settings { standalone: url, stores: SHORT.into(), ..Settings::of(&stores) };
-    let proxy = settings.phase("959", "dual-standalone").start().ready();
-    let crew = Crew::start(proxy.port, "959", Eviction::No);
+/// One connection after the other is cut, each a few bytes later than the one before.
+fn cut_again_and_again(wire: &FaultProxy, crew: &Crew) -> u32 {
     let (until, mut cuts, mut bytes) = (Instant::now() + seconds(), 0, 0);
     while (Instant::now() < until || cuts < 40) && !crew.is_over() {
         let way = if cuts % 2 == 0 { Way::Requests } else { Way::Replies };
@@ -587,5 +581,44 @@ fn a_connection_to_the_leader_that_is_cut_at_every_byte_loses_and_doubles_nothin
         std::thread::sleep(Duration::from_millis(10));
     }
     wire.pass();
-    crew.end(&format!("{cuts} cuts"), &proxy, &stores);
+    cuts
+}
+
+/// The standalone behind a wire, and a route in that phase.
+fn behind(wire: &FaultProxy, stores: &Stores, provider: &str, phase: &str) -> Proxy {
+    let standalone = format!("redis://127.0.0.1:{}/0", wire.port);
+    let settings = Settings { standalone, stores: SHORT.into(), ..Settings::of(stores) };
+    settings.phase(provider, phase).start().ready()
+}
+
+#[test]
+fn a_connection_to_the_leader_that_is_cut_at_every_byte_loses_and_doubles_nothing() {
+    let stores = Stores::start();
+    let wire = FaultProxy::before(stores.standalone.port);
+    let proxy = behind(&wire, &stores, "959", "dual-standalone");
+    let crew = Crew::start(proxy.port, "959", Eviction::No);
+    let cuts = cut_again_and_again(&wire, &crew);
+    crew.end(&format!("{cuts} cuts to the leader"), &proxy, &stores);
+}
+
+#[test]
+fn a_connection_to_the_follower_that_is_cut_at_every_byte_costs_no_client_an_error() {
+    let stores = Stores::start();
+    let wire = FaultProxy::before(stores.standalone.port);
+    let proxy = behind(&wire, &stores, "962", "dual-cluster");
+    proxy.cli_ok("backfill 962 --rate 0");
+    let crew = Crew::start(proxy.port, "962", Eviction::No);
+    let cuts = cut_again_and_again(&wire, &crew);
+    let errors = crew.end(&format!("{cuts} cuts to the follower"), &proxy, &stores);
+    assert!(errors.is_empty(), "{} errors, the first: {}", errors.len(), errors[0]);
+}
+
+#[test]
+fn a_connection_of_a_client_that_is_cut_at_every_byte_loses_and_doubles_nothing() {
+    let stores = Stores::shared();
+    let proxy = Settings::of(stores).phase("963", "dual-standalone").start().ready();
+    let wire = FaultProxy::before(proxy.port);
+    let crew = Crew::start(wire.port, "963", Eviction::No);
+    let cuts = cut_again_and_again(&wire, &crew);
+    crew.end(&format!("{cuts} cuts to clients"), &proxy, stores);
 }
