@@ -613,6 +613,42 @@ fn a_connection_to_the_follower_that_is_cut_at_every_byte_costs_no_client_an_err
     assert!(errors.is_empty(), "{} errors, the first: {}", errors.len(), errors[0]);
 }
 
+/// One of the primaries tells everybody to come by the wire.
+fn before_a_primary(stores: &Stores) -> FaultProxy {
+    let wire = FaultProxy::before(stores.nodes[0].port);
+    run(&mut stores.nodes[0].connect(), &format!("CONFIG SET cluster-announce-port {}", wire.port));
+    for node in &stores.nodes[1..] {
+        eventually("the others tell of it", || {
+            let nodes: String = command(&["CLUSTER", "NODES"]).query(&mut node.connect()).expect("a list");
+            nodes.contains(&format!("127.0.0.1:{}@", wire.port))
+        });
+    }
+    wire
+}
+
+#[test]
+fn a_connection_to_a_primary_that_is_cut_at_every_byte_loses_and_doubles_nothing() {
+    let stores = Stores::start();
+    let wire = before_a_primary(&stores);
+    let settings = Settings { stores: SHORT.into(), ..Settings::of(&stores) };
+    let proxy = settings.phase("964", "dual-cluster").start().ready();
+    let crew = Crew::start(proxy.port, "964", Eviction::No);
+    let cuts = cut_again_and_again(&wire, &crew);
+    crew.end(&format!("{cuts} cuts to a primary that leads"), &proxy, &stores);
+}
+
+#[test]
+fn a_connection_to_a_primary_of_the_follower_that_is_cut_at_every_byte_costs_no_client_an_error() {
+    let stores = Stores::start();
+    let wire = before_a_primary(&stores);
+    let settings = Settings { stores: SHORT.into(), ..Settings::of(&stores) };
+    let proxy = settings.phase("965", "dual-standalone").start().ready();
+    let crew = Crew::start(proxy.port, "965", Eviction::No);
+    let cuts = cut_again_and_again(&wire, &crew);
+    let errors = crew.end(&format!("{cuts} cuts to a primary that follows"), &proxy, &stores);
+    assert!(errors.is_empty(), "{} errors, the first: {}", errors.len(), errors[0]);
+}
+
 #[test]
 fn a_connection_of_a_client_that_is_cut_at_every_byte_loses_and_doubles_nothing() {
     let stores = Stores::shared();
