@@ -144,7 +144,7 @@ struct Told {
     done: u64,
     errors: Vec<String>,
     wrong: Vec<String>,
-    longest: Duration,
+    longest: (Duration, String),
 }
 
 fn client(over: &AtomicBool, port: u16, provider: &str, number: usize, eviction: Eviction) -> Told {
@@ -180,7 +180,9 @@ fn client(over: &AtomicBool, port: u16, provider: &str, number: usize, eviction:
                     return told;
                 }
                 legal.1 = matching;
-                told.longest = told.longest.max(began.elapsed());
+                if began.elapsed() > told.longest.0 {
+                    told.longest = (began.elapsed(), format!("{deed:?}"));
+                }
                 told.done += 1;
             }
             Err(error) => {
@@ -234,7 +236,7 @@ impl Crew {
         self.over.store(true, Ordering::Relaxed);
         let told: Vec<Told> = self.threads.into_iter().map(|thread| thread.join().expect("no client panics")).collect();
         let sum = |of: fn(&Told) -> u64| told.iter().map(of).sum::<u64>();
-        let longest = told.iter().map(|told| told.longest).max().unwrap_or_default();
+        let (longest, deed) = told.iter().map(|told| told.longest.clone()).max().unwrap_or_default();
         let errors: Vec<String> = told.iter().flat_map(|told| told.errors.clone()).collect();
         let wrong: Vec<String> = told.iter().flat_map(|told| told.wrong.clone()).collect();
         let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap_or_default();
@@ -243,7 +245,7 @@ impl Crew {
         let flips = flips["history"].as_array().expect("entries");
         let paused = flips.iter().filter_map(|entry| entry["paused_ms"].as_f64()).fold(0.0, f64::max);
         println!(
-            "{name}: {} operations, {} errors, {} wrong values, the longest took {longest:?}, the longest flip paused {paused:.1} ms, {}",
+            "{name}: {} operations, {} errors, {} wrong values, the longest took {longest:?} ({deed}), the longest flip paused {paused:.1} ms, {}",
             sum(|told| told.done),
             errors.len(),
             wrong.len(),
@@ -643,6 +645,7 @@ fn a_connection_to_a_primary_of_the_follower_that_is_cut_at_every_byte_costs_no_
     let wire = before_a_primary(&stores);
     let settings = Settings { stores: SHORT.into(), ..Settings::of(&stores) };
     let proxy = settings.phase("965", "dual-standalone").start().ready();
+    proxy.cli_ok("backfill 965 --rate 0");
     let crew = Crew::start(proxy.port, "965", Eviction::No);
     let cuts = cut_again_and_again(&wire, &crew);
     let errors = crew.end(&format!("{cuts} cuts to a primary that follows"), &proxy, &stores);
