@@ -339,12 +339,12 @@ impl Proxy {
     }
 
     fn wait_until_up(&mut self) {
-        let port = self.port;
+        let ports = [self.port, self.admin_port];
         eventually("the proxy accepts", || {
             if let Some(status) = self.child.try_wait().expect("look at the proxy") {
                 panic!("the proxy ended with {status}:\n{}", self.log());
             }
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
+            ports.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok())
         });
     }
 
