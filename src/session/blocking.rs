@@ -90,8 +90,10 @@ impl Session {
     ) -> Result<Ended, Refusal> {
         let engine = self.shared.engine.clone();
         // Not held in first-touch mode: a held key could not be pushed to, and the command would wait for itself.
-        let (begun, target) = self.place_of(self.begin_blocking(keys).await?, spec.name, keys).await?;
-        let mut link = match self.private_link(&target).await {
+        // What comes before and after the wait stands in boxes of its own, so that who waits has no room for it.
+        let begun = Box::pin(self.begin_blocking(keys)).await?;
+        let (begun, target) = Box::pin(self.place_of(begun, spec.name, keys)).await?;
+        let mut link = match Box::pin(self.private_link(&target)).await {
             Ok(link) => link,
             Err(refusal) => {
                 begun.finish(crate::dual::lane::Outcome::Refused).await;
@@ -100,7 +102,7 @@ impl Session {
         };
         self.client.is_blocked.store(true, Ordering::Relaxed);
         let answer = self.wait_for(request, spec, &target, &mut link, keys, until).await;
-        if matches!(answer, Ok(Ended::ClientGone) | Err(_)) && !self.is_over(&mut link, &target).await {
+        if matches!(answer, Ok(Ended::ClientGone) | Err(_)) && !Box::pin(self.is_over(&mut link, &target)).await {
             self.doubt_blocked(spec, keys);
         }
         drop(link);
@@ -135,12 +137,12 @@ impl Session {
         }
         link.send(&engine.request_for(target, self.db, spec, request)).await?;
         let late = until.map(|until| tokio::time::Instant::from_std(until + GRACE));
-        let (replies, client) = (self.replies.clone(), self.client.clone());
+        let client = self.client.clone();
         loop {
             // Asked each time before waiting: a gate that closed while the connection was opened wakes nobody.
             let is_flipping = || keys.iter().any(|key| engine.is_gated(&engine.plan(key)));
             if engine.is_stopping() || (engine.has_closed() && is_flipping()) || self.belongs_elsewhere(target, keys) {
-                return self.unblock(spec, target, link).await;
+                return Box::pin(self.unblock(spec, target, link)).await;
             }
             let overdue = async {
                 match late {
@@ -151,16 +153,16 @@ impl Session {
             tokio::select! {
                 frame = link.receive() => return frame.map(Ended::Answered),
                 read = self.read() => if !read { return Ok(Ended::ClientGone) },
-                () = replies.closed.notified() => return Ok(Ended::ClientGone),
-                () = client.wake.notified() => match client.take_wish() {
+                () = client.bell.rung() => match client.take_wish() {
+                    _ if self.replies.is_closed() => return Ok(Ended::ClientGone),
                     Wish::Kill => return Ok(Ended::ClientGone),
                     Wish::None => {}
                     wish => {
-                        let ended = self.unblock(spec, target, link).await?;
+                        let ended = Box::pin(self.unblock(spec, target, link)).await?;
                         return Ok(if matches!(ended, Ended::Woken) { Ended::Unblocked(wish) } else { ended });
                     }
                 },
-                () = overdue => return self.unblock(spec, target, link).await,
+                () = overdue => return Box::pin(self.unblock(spec, target, link)).await,
                 () = engine.closing() => {}
             }
         }

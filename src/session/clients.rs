@@ -12,7 +12,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::session::bell::Bell;
 use crate::session::client_command;
+use crate::session::users;
 
 /// What others may want of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +32,7 @@ pub enum Wish {
 }
 
 /// What a client is called.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     pub name: Bytes,
     /// As whom it logged in.
@@ -39,16 +41,23 @@ pub struct Names {
     pub library_version: Bytes,
 }
 
+impl Default for Names {
+    fn default() -> Self {
+        let user = users::DEFAULT.into();
+        Self { name: Bytes::new(), user, library: Bytes::new(), library_version: Bytes::new() }
+    }
+}
+
 /// One client, as the others see it. Each value stands for itself, so relaxed ordering is enough; `wish` is followed by
-/// `wake`, which orders it.
+/// `bell`, which orders it.
 #[derive(Debug)]
 pub struct Client {
     pub id: u64,
     pub peer: SocketAddr,
     pub local: SocketAddr,
     created: Instant,
-    /// Held for a copy only.
-    names: Mutex<Names>,
+    /// Held for a copy only. `None`: as a client that has said nothing of itself, which most have not.
+    names: Mutex<Option<Box<Names>>>,
     pub db: AtomicU32,
     pub is_resp3: AtomicBool,
     pub is_blocked: AtomicBool,
@@ -61,8 +70,8 @@ pub struct Client {
     /// By [`Clients::clock`].
     pub last_active: AtomicU64,
     wish: AtomicU8,
-    /// Told when there is a wish.
-    pub wake: Notify,
+    /// Rung when there is a wish, when the client is to be closed, and when the program ends.
+    pub bell: Bell,
 }
 
 impl Client {
@@ -79,7 +88,7 @@ impl Client {
 
     fn ask(&self, wish: Wish) {
         self.wish.store(wish as u8, Ordering::Release);
-        self.wake.notify_one();
+        self.bell.ring();
     }
 
     /// How long ago it connected.
@@ -96,12 +105,15 @@ impl Client {
 
     /// What it is called.
     pub fn names(&self) -> Names {
-        self.names.lock().clone()
+        self.names.lock().as_deref().cloned().unwrap_or_default()
     }
 
     /// Changes what it is called.
     pub fn rename(&self, change: impl FnOnce(&mut Names)) {
-        change(&mut self.names.lock());
+        let mut held = self.names.lock();
+        let mut names = held.take().map_or_else(Names::default, |names| *names);
+        change(&mut names);
+        *held = (names != Names::default()).then(|| Box::new(names));
     }
 
     /// As CLIENT LIST writes it, with the fields that a proxy can know.
@@ -221,7 +233,7 @@ impl Clients {
             last_command: AtomicU32::new(u32::MAX),
             last_active: AtomicU64::new(self.clock()),
             wish: AtomicU8::new(Wish::None as u8),
-            wake: Notify::new(),
+            bell: Bell::default(),
         });
         self.list.lock().insert(id, client.clone());
         client
@@ -265,9 +277,14 @@ impl Clients {
         for client in list.values().filter(|client| client.is_idle(now, seconds)) {
             let (none, wish) = (Wish::None as u8, Wish::CloseIfIdle as u8);
             if client.wish.compare_exchange(none, wish, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                client.wake.notify_one();
+                client.bell.ring();
             }
         }
+    }
+
+    /// Has each look whether the program ends.
+    pub fn ring_all(&self) {
+        self.list.lock().values().for_each(|client| client.bell.ring());
     }
 
     /// Ends a blocked command; whether there was one.

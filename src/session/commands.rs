@@ -9,9 +9,9 @@ use crate::dual::{Caller, ReplyPort, ReplyTo, Target, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::resp::request::Request;
-use crate::routing::{Key, Side};
+use crate::routing::{Key, Places, Side};
 use crate::session::away::Way;
-use crate::session::session::{Session, keys_at, views_at};
+use crate::session::session::{Flow, Session, Step, keys_at, views_at};
 use crate::store::{LinkError, Reply};
 
 use std::cell::RefCell;
@@ -33,36 +33,41 @@ impl ReplyPort for Once {
 
 impl Session {
     /// A command that goes where its keys are.
-    pub(super) async fn keyed(&mut self, request: Request, spec: &'static CommandSpec) {
-        let engine = self.shared.engine.clone();
+    pub(super) fn keyed(&mut self, request: Request, spec: &'static CommandSpec) -> Step<'_> {
+        let engine = &self.shared.engine;
         let Some(places) = self.places(spec, &request) else {
             // The store says what is wrong with the arguments.
-            return engine.submit_elsewhere(request.into_bytes(), self.caller());
+            engine.submit_elsewhere(request.into_bytes(), self.caller());
+            return Step::Done(Flow::Continue);
         };
-        let request = match engine.is_holder() {
-            true => request,
-            false => match Box::pin(self.send_away(request, &places)).await {
-                Way::Here(request) => request,
-                Way::Gone => return,
-            },
-        };
-        self.wait_open(&request, &places).await;
+        let is_elsewhere = |(index, db): &(usize, u32)| engine.is_elsewhere(*db, request.arg(*index));
+        if !engine.has_closed() && !places.iter().any(is_elsewhere) {
+            return self.keyed_here(request, spec, &places);
+        }
+        Step::waits(async move {
+            let Way::Here(request) = self.send_away(request, &places).await else { return Flow::Continue };
+            self.wait_open(&request, &places).await;
+            self.keyed_here(request, spec, &places).await
+        })
+    }
+
+    fn keyed_here(&mut self, request: Request, spec: &'static CommandSpec, places: &Places) -> Step<'_> {
+        let engine = &self.shared.engine;
         if matches!(spec.name, "SORT" | "SORT_RO")
             && (2..request.len()).any(|index| is_pattern_option(request.arg(index)))
         {
             let route = engine.table().route_of(request.arg(1)).0.name.to_string();
             self.audit(spec.name, Unlike::SortPattern, route, || request.arg(1).escape_ascii().to_string());
         }
-        if places.len() > 1 {
-            if spec.kind == Kind::Keyed {
-                self.audit_together(spec.name, Unlike::CrossSlot, &views_at(&request, &places));
-            }
-            if !engine.is_simple(&request, &places) {
-                let keys = keys_at(&request, &places);
-                return Box::pin(self.run_whole(request, spec, keys)).await;
-            }
+        if places.len() > 1 && spec.kind == Kind::Keyed {
+            self.audit_together(spec.name, Unlike::CrossSlot, &views_at(&request, places));
         }
-        engine.submit(request, spec, &places, self.caller());
+        if engine.is_simple(&request, places) {
+            engine.submit(request, spec, places, self.caller());
+            return Step::Done(Flow::Continue);
+        }
+        let keys = keys_at(&request, places);
+        Step::stays(self.run_whole(request, spec, keys))
     }
 
     /// Waits while the route of a key flips.
@@ -163,17 +168,18 @@ impl Session {
     }
 
     /// A command without a key: the standalone answers.
-    pub(super) async fn keyless(&mut self, request: Request, spec: &'static CommandSpec) {
-        let engine = self.shared.engine.clone();
+    pub(super) fn keyless(&mut self, request: Request, spec: &'static CommandSpec) -> Step<'_> {
         // WAIT would make every other client of a shared link wait.
         if matches!(spec.name, "WAIT" | "WAITAOF") {
-            return Box::pin(self.block(request, spec)).await;
+            return Step::stays(self.block(request, spec));
         }
         if spec.name == "CONFIG" && locks_out(&request) {
             let reason = "it would change how the proxy itself reaches the store";
-            return self.refuse(Refusal::NotSupported { command: "config|set".into(), reason });
+            self.refuse(Refusal::NotSupported { command: "config|set".into(), reason });
+        } else {
+            self.shared.engine.submit_elsewhere(request.into_bytes(), self.caller());
         }
-        engine.submit_elsewhere(request.into_bytes(), self.caller());
+        Step::Done(Flow::Continue)
     }
 
     /// SCRIPT and FUNCTION concern every node of the cluster too.

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::metrics::Totals;
 use crate::session::clients::Client;
-use crate::session::session::{Session, Shared};
+use crate::session::session::{Flow, Session, Shared};
 use crate::wire::{Acceptor, Stream};
 
 /// How long a client may take for its handshake; it counts as a client meanwhile.
@@ -64,7 +64,7 @@ pub async fn accept(listener: Rc<TcpListener>, entrance: Rc<Entrance>) {
         is_failing = false;
         let Some((place, client)) = entrance.admit(&stream, peer) else { continue };
         match &entrance.tls {
-            None => drop(tokio::task::spawn_local(serve(place, Stream::Plain(stream), client))),
+            None => drop(tokio::task::spawn_local(attend(place, Stream::Plain(stream), client))),
             Some(tls) => drop(tokio::task::spawn_local(greet(tls.clone(), place, stream, client, warned.clone()))),
         }
     }
@@ -92,8 +92,16 @@ impl Entrance {
     }
 }
 
-async fn serve(place: Place, stream: Stream, client: Arc<Client>) {
-    Session::new(place.entrance.shared.clone(), stream, client).run().await;
+/// A client's task. Not an async function, which would have room for its arguments twice.
+fn attend(place: Place, stream: Stream, client: Arc<Client>) -> impl Future<Output = ()> {
+    let mut session = Session::new(place.entrance.shared.clone(), stream, client);
+    async move {
+        if session.serve().await == Flow::Close {
+            Box::pin(session.farewell()).await;
+        }
+        drop(session);
+        drop(place);
+    }
 }
 
 /// The handshake, in a task of its own: a session's is as small as it can be.
@@ -106,7 +114,7 @@ async fn greet(
 ) {
     let accepted = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await;
     match accepted.unwrap_or_else(|_| Err("no handshake in time".into())) {
-        Ok(stream) => drop(tokio::task::spawn_local(serve(place, stream, client))),
+        Ok(stream) => drop(tokio::task::spawn_local(attend(place, stream, client))),
         Err(reason) => {
             place.entrance.totals.handshakes_failed.fetch_add(1, Ordering::Relaxed);
             if warned.get().is_none_or(|last: Instant| last.elapsed() >= WARN) {
@@ -114,5 +122,21 @@ async fn greet(
                 tracing::warn!(peer = %client.peer, %reason, "a client was refused in its TLS handshake; at most one a second is told of");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::replies::Replies;
+
+    /// An idle client is its task, which tokio adds some 100 bytes to and makes room for in pieces of 128, and little else.
+    #[test]
+    fn a_client_s_task_is_small() {
+        fn size_of_future<F: Future>(_: impl Fn(Place, Stream, Arc<Client>) -> F) -> usize {
+            size_of::<F>()
+        }
+        let bytes = [size_of_future(attend), size_of::<Replies>(), size_of::<Client>()];
+        assert!(bytes[0] <= 280 && bytes[1] <= 128 && bytes[2] <= 176, "{bytes:?} bytes");
     }
 }

@@ -3,6 +3,7 @@
 mod asides;
 mod auditing;
 mod away;
+mod bell;
 mod blocking;
 mod bounds;
 mod client_command;

@@ -139,7 +139,7 @@ impl Session {
         self.subscriber.get_or_insert_with(|| {
             let (replies, client) = (self.replies.clone(), self.client.clone());
             let ear = Rc::new(SessionEar { replies, client, held: RefCell::default() });
-            Subscriber { membership: self.shared.engine.new_member(ear.clone()), ear }
+            Box::new(Subscriber { membership: self.shared.engine.new_member(ear.clone()), ear })
         })
     }
 

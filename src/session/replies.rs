@@ -1,13 +1,16 @@
 //! The answers of one client, in the order of its requests.
 //!
 //! The answer to the oldest open request goes straight into the out-buffer; one that is early waits in its slot. The
-//! worker's flusher writes each buffer once a turn.
+//! worker's flusher writes each buffer once a turn. A client for which nothing waits has no buffer: it goes round among the
+//! clients of the worker.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
@@ -15,10 +18,11 @@ use tokio::sync::Notify;
 use crate::dual::ReplyPort;
 use crate::resp::refusal::Refusal;
 use crate::session::bounds::Bounds;
+use crate::session::clients::Client;
 use crate::session::refused;
 use crate::store::Reply;
 use crate::store::link::{Dirty, OutBuffer};
-use crate::wire::WriteHalf;
+use crate::wire::Socket;
 
 /// Which answers are kept from the client (CLIENT REPLY).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,54 +46,115 @@ pub fn publish_slow(total: &AtomicU64) {
     total.fetch_add(SLOW.take(), Ordering::Relaxed);
 }
 
-/// Memory that a client's buffer of answers may keep between them.
+/// Memory that a buffer of answers may keep between them.
 const KEPT_BYTES: usize = 64 << 10;
+/// Memory that the buffers of a worker may keep while no client needs them: small answers for ten thousand clients in one turn.
+const SPARE_BYTES: usize = 4 << 20;
+
+/// What waits for a client, or for answers to it.
+struct Waiting {
+    out: OutBuffer,
+    /// Answers before their turn, the oldest open request's place first; empty as long as all come in turn.
+    early: VecDeque<Option<Bytes>>,
+    /// Requests whose answers are kept from the client, the oldest first; most clients have none.
+    muted: VecDeque<u64>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.out.is_empty() && self.early.is_empty() && self.muted.is_empty()
+    }
+
+    fn held_bytes(&self) -> usize {
+        let queues = self.early.capacity() * size_of::<Option<Bytes>>() + self.muted.capacity() * size_of::<u64>();
+        size_of::<Self>() + self.out.held_bytes() + queues
+    }
+}
+
+/// What the answers of a worker's clients share.
+pub struct Outlet {
+    dirty: Dirty<Replies>,
+    bounds: Arc<Bounds>,
+    /// The one that was given back last, which is in the caches, is taken first.
+    #[expect(clippy::vec_box, reason = "a box goes to a client and comes back as it is")]
+    spare: RefCell<Vec<Box<Waiting>>>,
+    /// Of all of these.
+    spare_bytes: Cell<usize>,
+}
+
+impl Outlet {
+    /// `wake` is told when something is to be written.
+    pub fn new(wake: Rc<Notify>, bounds: Arc<Bounds>) -> Self {
+        Self { dirty: Dirty::new(wake), bounds, spare: RefCell::default(), spare_bytes: Cell::new(0) }
+    }
+
+    /// Writes what there is for each client.
+    pub fn flush(&self) {
+        self.dirty.take().iter().for_each(|replies| replies.flush());
+    }
+
+    fn take_spare(&self) -> Box<Waiting> {
+        let Some(spare) = self.spare.borrow_mut().pop() else {
+            let (early, muted) = Default::default();
+            return Box::new(Waiting { out: OutBuffer::keeping(KEPT_BYTES), early, muted });
+        };
+        self.spare_bytes.set(self.spare_bytes.get() - spare.held_bytes());
+        spare
+    }
+
+    fn give_back(&self, waiting: Box<Waiting>) {
+        let bytes = self.spare_bytes.get() + waiting.held_bytes();
+        if bytes <= SPARE_BYTES {
+            self.spare_bytes.set(bytes);
+            self.spare.borrow_mut().push(waiting);
+        }
+    }
+}
 
 /// See the module.
 pub struct Replies {
-    stream: WriteHalf,
+    socket: Socket,
     /// The number of the oldest request without an answer.
     oldest: Cell<u64>,
     next: Cell<u64>,
-    /// Answers before their turn, the oldest open request's place first; empty as long as all come in turn.
-    early: RefCell<VecDeque<Option<Bytes>>>,
-    /// Requests whose answers are kept from the client, the oldest first; most clients have none.
-    muted: RefCell<VecDeque<u64>>,
-    out: RefCell<OutBuffer>,
+    waiting: RefCell<Option<Box<Waiting>>>,
+    /// Of the task that waits for answers: woken at the next one.
+    settling: Cell<Option<Waker>>,
     is_marked: Cell<bool>,
     is_draining: Cell<bool>,
-    mute: Cell<Mute>,
-    dirty: Rc<Dirty<Replies>>,
-    me: std::rc::Weak<Replies>,
-    bounds: Arc<Bounds>,
-    /// Told at the next answer, if somebody waits for it, and when the client is to be closed.
-    settled: Notify,
-    is_awaited: Cell<bool>,
-    pub closed: Notify,
     is_closed: Cell<bool>,
+    mute: Cell<Mute>,
+    client: Arc<Client>,
+    outlet: Rc<Outlet>,
+    me: std::rc::Weak<Replies>,
 }
 
 impl Replies {
-    /// A client that leaves more unread than `bounds` allow is closed.
-    pub fn new(stream: WriteHalf, dirty: Rc<Dirty<Replies>>, bounds: Arc<Bounds>) -> Rc<Self> {
+    /// A client that leaves more unread than the bounds allow is closed.
+    pub fn new(socket: Socket, client: Arc<Client>, outlet: Rc<Outlet>) -> Rc<Self> {
         Rc::new_cyclic(|me| Self {
-            stream,
+            socket,
             oldest: Cell::new(0),
             next: Cell::new(0),
-            early: RefCell::new(VecDeque::new()),
-            muted: RefCell::new(VecDeque::new()),
-            out: RefCell::new(OutBuffer::keeping(KEPT_BYTES)),
+            waiting: RefCell::new(None),
+            settling: Cell::new(None),
             is_marked: Cell::new(false),
             is_draining: Cell::new(false),
-            mute: Cell::new(Mute::No),
-            dirty,
-            me: me.clone(),
-            bounds,
-            settled: Notify::new(),
-            is_awaited: Cell::new(false),
-            closed: Notify::new(),
             is_closed: Cell::new(false),
+            mute: Cell::new(Mute::No),
+            client,
+            outlet,
+            me: me.clone(),
         })
+    }
+
+    /// The client's connection, to be read.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    fn with_waiting<R>(&self, change: impl FnOnce(&mut Waiting) -> R) -> R {
+        change(self.waiting.borrow_mut().get_or_insert_with(|| self.outlet.take_spare()))
     }
 
     /// A number for the next request.
@@ -103,7 +168,7 @@ impl Replies {
         };
         self.mute.set(next);
         if is_muted {
-            self.muted.borrow_mut().push_back(seq);
+            self.with_waiting(|waiting| waiting.muted.push_back(seq));
         }
         seq
     }
@@ -113,12 +178,17 @@ impl Replies {
         self.next.get() - self.oldest.get()
     }
 
-    /// Waits until at most `open` requests are unanswered.
+    /// Waits until at most `open` requests are unanswered, or the client is to be closed; by one task at a time.
     pub async fn settle(&self, open: u64) {
-        while self.open() > open && !self.is_closed.get() {
-            self.is_awaited.set(true);
-            self.settled.notified().await;
+        poll_fn(|context| self.poll_settled(open, context)).await;
+    }
+
+    pub fn poll_settled(&self, open: u64, context: &mut Context<'_>) -> Poll<()> {
+        if self.open() <= open || self.is_closed.get() {
+            return Poll::Ready(());
         }
+        self.settling.set(Some(context.waker().clone()));
+        Poll::Pending
     }
 
     /// Mutes the requests that are numbered from now on; gives what was before.
@@ -144,10 +214,11 @@ impl Replies {
         if self.is_closed.get() {
             return;
         }
-        let mut out = self.out.borrow_mut();
-        append(&mut out);
-        let (bytes, bytes_max) = (out.len(), self.unread_bytes_max());
-        drop(out);
+        let bytes = self.with_waiting(|waiting| {
+            append(&mut waiting.out);
+            waiting.out.len()
+        });
+        let bytes_max = self.unread_bytes_max();
         if bytes > bytes_max {
             tracing::warn!(bytes_max, "a client leaves more replies unread than max_pending_reply_bytes; it is closed");
             SLOW.with(|slow| slow.set(slow.get() + 1));
@@ -156,21 +227,23 @@ impl Replies {
         if !self.is_marked.replace(true)
             && let Some(me) = self.me.upgrade()
         {
-            self.dirty.mark(me);
+            self.outlet.dirty.mark(me);
         }
     }
 
     /// Bytes that may wait for the client to read them.
     pub fn unread_bytes_max(&self) -> usize {
-        self.bounds.pending_reply_bytes_max()
+        self.outlet.bounds.pending_reply_bytes_max()
     }
 
     /// Ends the client.
     pub fn close(&self) {
         self.is_closed.set(true);
-        *self.out.borrow_mut() = OutBuffer::keeping(KEPT_BYTES);
-        self.closed.notify_one();
-        self.settled.notify_waiters();
+        if let Some(waiting) = &mut *self.waiting.borrow_mut() {
+            waiting.out = OutBuffer::keeping(KEPT_BYTES);
+        }
+        self.client.bell.ring();
+        self.wake_settling();
     }
 
     /// Whether it was ended.
@@ -180,33 +253,49 @@ impl Replies {
 
     /// Whether everything is written.
     pub fn is_flushed(&self) -> bool {
-        self.out.borrow().is_empty() && !self.stream.has_unsent()
+        self.waiting.borrow().as_ref().is_none_or(|waiting| waiting.out.is_empty()) && !self.socket.has_unsent()
     }
 
     /// Writes; what the socket does not take now is written when it does.
     pub fn flush(&self) {
         self.is_marked.set(false);
-        let outcome = self.out.borrow_mut().write_to(&self.stream);
-        if outcome.is_err() {
-            return self.close();
-        }
+        self.write();
         if !self.is_flushed()
+            && !self.is_closed()
             && !self.is_draining.replace(true)
             && let Some(me) = self.me.upgrade()
         {
             tokio::task::spawn_local(async move {
                 while !me.is_flushed() && !me.is_closed() {
                     tokio::select! {
-                        ready = me.stream.writable() => if ready.is_err() { me.close() },
+                        ready = me.socket.writable() => if ready.is_err() { me.close() },
                         () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
                     }
-                    let outcome = me.out.borrow_mut().write_to(&me.stream);
-                    if outcome.is_err() {
-                        me.close();
-                    }
+                    me.write();
                 }
                 me.is_draining.set(false);
             });
+        }
+    }
+
+    fn write(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        let written = match &mut *waiting {
+            Some(waiting) => waiting.out.write_to(&self.socket).map(drop),
+            None => self.socket.send_on(),
+        };
+        if let Some(empty) = waiting.take_if(|waiting| waiting.is_empty()) {
+            self.outlet.give_back(empty);
+        }
+        drop(waiting);
+        if written.is_err() {
+            self.close();
+        }
+    }
+
+    fn wake_settling(&self) {
+        if let Some(waker) = self.settling.take() {
+            waker.wake();
         }
     }
 
@@ -216,23 +305,22 @@ impl Replies {
             return self.keep(seq, reply);
         }
         self.take_turn(reply);
-        if !self.early.borrow().is_empty() {
-            self.take_early();
-        }
-        if self.is_awaited.take() {
-            self.settled.notify_waiters();
-        }
+        self.take_early();
+        self.wake_settling();
     }
 
     fn take_turn(&self, reply: Reply<'_>) {
         let seq = self.oldest.replace(self.oldest.get() + 1);
-        let mut muted = self.muted.borrow_mut();
-        if muted.front() == Some(&seq) {
-            muted.pop_front();
-            return;
+        let is_muted = self.waiting.borrow_mut().as_mut().is_some_and(|waiting| {
+            let is_muted = waiting.muted.front() == Some(&seq);
+            if is_muted {
+                waiting.muted.pop_front();
+            }
+            is_muted
+        });
+        if !is_muted {
+            self.append(reply);
         }
-        drop(muted);
-        self.append(reply);
     }
 
     fn keep(&self, seq: u64, reply: Reply<'_>) {
@@ -240,21 +328,21 @@ impl Replies {
             return;
         }
         let index = (seq - self.oldest.get()) as usize;
-        let mut early = self.early.borrow_mut();
-        if early.len() <= index {
-            early.resize(index + 1, None);
-        }
-        early[index] = Some(reply.to_bytes());
+        self.with_waiting(|waiting| {
+            if waiting.early.len() <= index {
+                waiting.early.resize(index + 1, None);
+            }
+            waiting.early[index] = Some(reply.to_bytes());
+        });
     }
 
     /// The oldest was just answered: takes its place away, and then what was only waiting for it.
     fn take_early(&self) {
         loop {
-            let ready = {
-                let mut early = self.early.borrow_mut();
-                early.pop_front();
-                early.front_mut().and_then(Option::take)
-            };
+            let ready = self.waiting.borrow_mut().as_mut().and_then(|waiting| {
+                waiting.early.pop_front()?;
+                waiting.early.front_mut()?.take()
+            });
             let Some(bytes) = ready else { return };
             self.take_turn(Reply::Whole(bytes));
         }
@@ -285,12 +373,13 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::session::SessionLimits;
+    use crate::session::{Clients, SessionLimits};
+    use crate::wire::Stream;
 
     async fn replies() -> (Rc<Replies>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (_, writer) = listener.accept().await.unwrap().0.into_split();
+        let (stream, peer) = listener.accept().await.unwrap();
         let bounds = Arc::new(Bounds::new(&SessionLimits {
             clients_max: 1,
             query_bytes_max: 1 << 20,
@@ -298,7 +387,9 @@ mod tests {
             idle_timeout: std::time::Duration::ZERO,
             drain_timeout: std::time::Duration::ZERO,
         }));
-        (Replies::new(WriteHalf::Plain(writer), Rc::new(Dirty::new(Rc::new(Notify::new()))), bounds), client)
+        let outlet = Rc::new(Outlet::new(Rc::new(Notify::new()), bounds));
+        let known = Clients::default().add(1, peer, peer);
+        (Replies::new(Stream::Plain(stream).into(), known, outlet), client)
     }
 
     async fn poll<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
@@ -318,7 +409,8 @@ mod tests {
                 replies.deliver(seq, Ok(Reply::Small(format!(":{seq}\r\n").as_bytes())));
             }
             wanted.extend((first..first + 5).map(|seq| format!(":{seq}\r\n")));
-            assert_eq!((replies.open(), replies.early.borrow().len()), (0, 0));
+            assert_eq!(replies.open(), 0);
+            assert!(replies.with_waiting(|waiting| waiting.early.is_empty()));
         }
         // Nobody asked for these.
         replies.deliver(3, Ok(Reply::Small(b"+late\r\n")));

@@ -6,9 +6,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
+use futures_util::future::{FutureExt, LocalBoxFuture};
 
 use crate::audit::{Audit, Kind as Unlike};
 use crate::command::chosen::Wanted;
@@ -23,13 +26,12 @@ use crate::routing::{Key, Places, places_of};
 use crate::session::bounds::Bounds;
 use crate::session::clients::{Client, Clients, Wish};
 use crate::session::pubsub::Subscriber;
-use crate::session::replies::Replies;
+use crate::session::replies::{Outlet, Replies};
 use crate::session::scripts::Scripts;
 use crate::session::transaction::Transaction;
 use crate::session::users::{Db, Rights, Users};
 use crate::store::Reply;
-use crate::store::link::Dirty;
-use crate::wire::{ReadHalf, Stream};
+use crate::wire::Stream;
 
 /// What one read takes; a session that is idle holds no buffer at all.
 const READ_BYTES: usize = 16 << 10;
@@ -41,7 +43,7 @@ pub struct Shared {
     pub engine: Engine,
     pub bounds: Arc<Bounds>,
     pub users: Arc<ArcSwap<Users>>,
-    pub dirty: Rc<Dirty<Replies>>,
+    pub outlet: Rc<Outlet>,
     pub clients: Arc<Clients>,
     pub scripts: Arc<Scripts>,
     pub audit: Arc<Audit>,
@@ -51,7 +53,9 @@ pub struct Shared {
 
 /// When the program ends, who came less than this ago is served for the rest of it: a client that finds its connection closed
 /// in the midst of its greeting takes the server for broken, and one that is closed between two requests connects anew.
-const GREETING: std::time::Duration = std::time::Duration::from_secs(1);
+const GREETING: Duration = Duration::from_secs(1);
+/// What a client that is sent away has for taking its last answers.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Whether the client stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +65,48 @@ pub enum Flow {
     Close,
 }
 
+/// What handling a request comes to. Waiting stands in a box that is made when it comes: else every client's task would have
+/// room for the longest.
+pub enum Step<'s> {
+    Done(Flow),
+    Waits(LocalBoxFuture<'s, Flow>),
+}
+
+impl<'s> Step<'s> {
+    pub(super) fn waits(rest: impl Future<Output = Flow> + 's) -> Self {
+        Self::Waits(Box::pin(rest))
+    }
+
+    /// The same for a client that stays, whatever comes of it.
+    pub(super) fn stays(rest: impl Future<Output = ()> + 's) -> Self {
+        Self::waits(rest.map(|()| Flow::Continue))
+    }
+}
+
+impl Future for Step<'_> {
+    type Output = Flow;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Flow> {
+        match self.get_mut() {
+            Self::Done(flow) => Poll::Ready(*flow),
+            Self::Waits(rest) => rest.as_mut().poll(context),
+        }
+    }
+}
+
+/// What an idle client is woken by.
+enum Event {
+    /// Bytes have come.
+    Read,
+    Gone,
+    /// [`Client::bell`].
+    Rung,
+}
+
 /// One client.
 pub struct Session {
     pub shared: Rc<Shared>,
     pub replies: Rc<Replies>,
-    port: Rc<dyn ReplyPort>,
-    pub reader: ReadHalf,
     pub buffer: BytesMut,
     scanner: RequestScanner,
     /// What the others see of it.
@@ -77,19 +117,17 @@ pub struct Session {
     pub is_admitted: bool,
     /// Of its user; `None`: it may do everything.
     pub rights: Option<Arc<Rights>>,
-    pub transaction: Transaction,
-    pub subscriber: Option<Subscriber>,
+    /// `None`: it has begun nothing.
+    pub transaction: Option<Box<Transaction>>,
+    pub subscriber: Option<Box<Subscriber>>,
 }
 
 impl Session {
     pub fn new(shared: Rc<Shared>, stream: Stream, client: Arc<Client>) -> Self {
-        let (reader, writer) = stream.into_split();
-        let replies = Replies::new(writer, shared.dirty.clone(), shared.bounds.clone());
+        let replies = Replies::new(stream.into(), client.clone(), shared.outlet.clone());
         let mut session = Self {
-            port: replies.clone(),
             shared,
             replies,
-            reader,
             buffer: BytesMut::new(),
             scanner: RequestScanner::default(),
             client,
@@ -97,39 +135,18 @@ impl Session {
             db: 0,
             is_admitted: false,
             rights: None,
-            transaction: Transaction::default(),
+            transaction: None,
             subscriber: None,
         };
         session.become_nobody();
         session
     }
 
-    /// Serves the client until it goes or is sent away.
-    pub async fn run(mut self) {
-        let flow = self.serve().await;
-        if flow == Flow::Close {
-            let patience = std::time::Duration::from_secs(5);
-            let last = async {
-                self.replies.settle(0).await;
-                while !self.replies.is_flushed() {
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-                }
-            };
-            let _ = tokio::time::timeout(patience, last).await;
-        }
-    }
-
-    async fn serve(&mut self) -> Flow {
+    /// Serves the client until it goes, or is to be sent away.
+    pub async fn serve(&mut self) -> Flow {
         loop {
-            while let Some(parsed) = self.next_request() {
-                let request = match parsed {
-                    Ok(request) => request,
-                    Err(text) => {
-                        self.refuse(Refusal::Verbatim(format!("ERR {text}")));
-                        return Flow::Close;
-                    }
-                };
-                if self.handle(request).await == Flow::Close {
+            while let Some(step) = self.next_step() {
+                if step.await == Flow::Close {
                     return Flow::Close;
                 }
             }
@@ -142,49 +159,82 @@ impl Session {
                 continue;
             }
             if self.replies.open() >= PIPELINE_MAX {
-                self.replies.settle(PIPELINE_MAX / 2).await;
+                poll_fn(|context| self.replies.poll_settled(PIPELINE_MAX / 2, context)).await;
             }
-            let engine = self.shared.engine.clone();
-            let (replies, client) = (self.replies.clone(), self.client.clone());
-            tokio::select! {
-                biased;
-                read = self.read() => if !read { return Flow::Continue },
-                () = replies.closed.notified() => return Flow::Continue,
-                () = client.wake.notified() => match client.take_wish() {
+            match poll_fn(|context| self.poll_event(context)).await {
+                Event::Read => {}
+                Event::Gone => return Flow::Continue,
+                Event::Rung if self.replies.is_closed() => return Flow::Continue,
+                Event::Rung => match self.client.take_wish() {
                     Wish::Kill => return Flow::Close,
                     // A client that waits for an answer is not idle.
                     Wish::CloseIfIdle if self.replies.open() == 0 => return Flow::Close,
                     Wish::CloseIfIdle => self.note_activity(),
                     Wish::None | Wish::Unblock | Wish::UnblockWithError => {}
                 },
-                () = engine.closing() => {}
             }
         }
     }
 
+    /// Gives a client that is sent away its last answers; one that does not take them goes without.
+    pub async fn farewell(&self) {
+        let last = async {
+            self.replies.settle(0).await;
+            while !self.replies.is_flushed() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, last).await;
+    }
+
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        if let Poll::Ready(is_there) = self.poll_read(context) {
+            return Poll::Ready(if is_there { Event::Read } else { Event::Gone });
+        }
+        self.client.bell.poll_rung(context).map(|()| Event::Rung)
+    }
+
     /// Reads once; false when the client is gone. Cancelling it loses nothing.
     pub async fn read(&mut self) -> bool {
-        let Self { shared, reader, buffer, scanner, .. } = self;
-        let read = poll_fn(|context| {
-            let reader = Pin::new(&mut *reader);
-            if !buffer.is_empty() {
-                let wanted = scanner.wanted().saturating_sub(buffer.len());
-                buffer.reserve(wanted.clamp(READ_BYTES, buffer.len().max(4 * READ_BYTES)));
-                return tokio_util::io::poll_read_buf(reader, context, buffer);
-            }
+        poll_fn(|context| self.poll_read(context)).await
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        let Self { shared, replies, buffer, scanner, .. } = self;
+        let mut socket = replies.socket();
+        let reader = Pin::new(&mut socket);
+        let read = if buffer.is_empty() {
             let mut arena = shared.arena.borrow_mut();
             if arena.capacity() - arena.len() < READ_BYTES {
                 arena.reserve(4 * READ_BYTES);
             }
             let read = tokio_util::io::poll_read_buf(reader, context, &mut *arena);
-            *buffer = arena.split();
+            // A view of no bytes would hold the arena's memory too.
+            if !arena.is_empty() {
+                *buffer = arena.split();
+            }
             read
-        });
-        matches!(read.await, Ok(read) if read > 0)
+        } else {
+            let wanted = scanner.wanted().saturating_sub(buffer.len());
+            buffer.reserve(wanted.clamp(READ_BYTES, buffer.len().max(4 * READ_BYTES)));
+            tokio_util::io::poll_read_buf(reader, context, buffer)
+        };
+        read.map(|read| read.is_ok_and(|bytes| bytes > 0))
+    }
+
+    /// Begins with the next request, if it has come.
+    fn next_step(&mut self) -> Option<Step<'_>> {
+        match self.next_request()? {
+            Ok(request) => Some(self.handle(request)),
+            Err(text) => {
+                self.refuse(Refusal::Verbatim(format!("ERR {text}")));
+                Some(Step::Done(Flow::Close))
+            }
+        }
     }
 
     /// The next whole request in the buffer; an error ends the client.
-    pub fn next_request(&mut self) -> Option<Result<Request, String>> {
+    fn next_request(&mut self) -> Option<Result<Request, String>> {
         let limits = if self.is_admitted { self.shared.bounds.requests() } else { Limits::STRANGER };
         loop {
             let length = match self.scanner.scan(&self.buffer, &limits) {
@@ -211,42 +261,50 @@ impl Session {
     }
 
     /// One request, to where it belongs.
-    pub async fn handle(&mut self, request: Request) -> Flow {
+    fn handle(&mut self, request: Request) -> Step<'_> {
         match command::lookup(request.arg(0)).or_else(|| command::learnt::find(request.arg(0))) {
-            Some(spec) => self.dispatch(request, spec).await,
-            None => Box::pin(self.unknown(request)).await,
+            Some(spec) => self.dispatch(request, spec),
+            None => Step::waits(self.unknown(request)),
         }
     }
 
-    async fn dispatch(&mut self, request: Request, mut spec: &'static CommandSpec) -> Flow {
-        if self.subscriber.is_some() && spec.kind != Kind::PubSub {
-            Box::pin(self.settle_subscriptions()).await;
+    fn dispatch(&mut self, request: Request, spec: &'static CommandSpec) -> Step<'_> {
+        if self.subscriber.is_none() || spec.kind == Kind::PubSub {
+            return self.judge(request, spec);
         }
+        Step::waits(async move {
+            self.settle_subscriptions().await;
+            self.judge(request, spec).await
+        })
+    }
+
+    /// Refuses what may not be done.
+    fn judge(&mut self, request: Request, mut spec: &'static CommandSpec) -> Step<'_> {
         if !self.is_admitted && !matches!(spec.name, "AUTH" | "HELLO" | "QUIT" | "RESET") {
             self.refuse(Refusal::Verbatim("NOAUTH Authentication required.".into()));
-            return Flow::Continue;
+            return Step::Done(Flow::Continue);
         }
         if !spec.takes(request.len()) {
             self.refuse_arity(spec);
-            return Flow::Continue;
+            return Step::Done(Flow::Continue);
         }
         let place = command::place(spec);
         match self.shared.bounds.chosen(place).map_or(Wanted::Usual, |chosen| chosen.of(spec, &request)) {
             Wanted::Usual => {}
             Wanted::Passed(row) => spec = row,
             Wanted::Refused => {
-                self.transaction.spoil();
+                self.spoil();
                 let reason = "its operator has refused it";
                 self.refuse(Refusal::NotSupported { command: spec.name.to_lowercase(), reason });
-                return Flow::Continue;
+                return Step::Done(Flow::Continue);
             }
         }
         if let Some(rights) = &self.rights {
             let db = Db { own: self.db, moving: self.shared.engine.db() };
             if let Some(refusal) = rights.refuse(spec, &request, &self.shared.engine.table(), db) {
-                self.transaction.spoil();
+                self.spoil();
                 self.refuse(refusal);
-                return Flow::Continue;
+                return Step::Done(Flow::Continue);
             }
         }
         if let Some(shares) = self.shared.bounds.shares()
@@ -254,52 +312,56 @@ impl Session {
             && let keys = keys.iter().map(|index| request.arg(*index))
             && let Err(what) = shares.take(&self.shared.engine.table(), keys, request.bytes().len())
         {
-            self.transaction.spoil();
+            self.spoil();
             self.refuse(Refusal::Limited { command: spec.name.to_lowercase(), what });
-            return Flow::Continue;
+            return Step::Done(Flow::Continue);
         }
         self.note(place);
         if self.subscriber.is_some() && spec.kind != Kind::PubSub && self.is_answered_by_mode(&request, spec) {
-            return Flow::Continue;
+            return Step::Done(Flow::Continue);
         }
-        if self.shared.clients.is_paused() {
+        if !self.shared.clients.is_paused() {
+            return self.carry_out(request, spec);
+        }
+        Step::waits(async move {
             self.replies.settle(0).await;
             let is_write = spec.access == Access::Write || spec.kind == Kind::Publish;
-            Box::pin(self.shared.clients.wait_unpaused(is_write)).await;
-        }
-        if self.transaction.is_queueing()
-            && !matches!(spec.name, "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET")
-        {
+            self.shared.clients.wait_unpaused(is_write).await;
+            self.carry_out(request, spec).await
+        })
+    }
+
+    fn carry_out(&mut self, request: Request, spec: &'static CommandSpec) -> Step<'_> {
+        if self.is_queueing() && !matches!(spec.name, "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET") {
             self.queue(request, spec);
-            return Flow::Continue;
+            return Step::Done(Flow::Continue);
         }
-        // What is rare stands in a box of its own, made when it comes: else every client's task would have room for it.
         match spec.kind {
-            Kind::Keyed if command::is_blocking(spec, &request) => Box::pin(self.block(request, spec)).await,
-            Kind::Keyed => self.keyed(request, spec).await,
-            Kind::Split(how) => Box::pin(self.split(request, spec, how)).await,
+            Kind::Keyed if command::is_blocking(spec, &request) => Step::stays(self.block(request, spec)),
+            Kind::Keyed => self.keyed(request, spec),
+            Kind::Split(how) => Step::stays(self.split(request, spec, how)),
             Kind::Local => {
                 if spec.name == "CLIENT" {
-                    self.note_sub_command(place, &request);
+                    self.note_sub_command(command::place(spec), &request);
                 }
                 let mut out = BytesMut::new();
                 let flow = self.local(&mut out, &request, spec);
                 self.answer(&out);
-                return flow;
+                Step::Done(flow)
             }
-            Kind::Keyless => self.keyless(request, spec).await,
-            Kind::Publish => Box::pin(self.publish(request, spec)).await,
-            Kind::PubSub => Box::pin(self.subscribe(request, spec)).await,
-            Kind::Transaction => return Box::pin(self.transaction_command(request, spec)).await,
-            Kind::Blocking => Box::pin(self.block(request, spec)).await,
-            Kind::Script => Box::pin(self.script(request, spec)).await,
-            Kind::Scan | Kind::KeyspaceWide => Box::pin(self.keyspace(request, spec)).await,
+            Kind::Keyless => self.keyless(request, spec),
+            Kind::Publish => Step::stays(self.publish(request, spec)),
+            Kind::PubSub => Step::stays(self.subscribe(request, spec)),
+            Kind::Transaction => Step::waits(self.transaction_command(request, spec)),
+            Kind::Blocking => Step::stays(self.block(request, spec)),
+            Kind::Script => Step::stays(self.script(request, spec)),
+            Kind::Scan | Kind::KeyspaceWide => Step::stays(self.keyspace(request, spec)),
             Kind::Refused(reason) => {
                 self.audit(spec.name, Unlike::Refused, String::new(), || reason.into());
                 self.refuse(Refusal::NotSupported { command: spec.name.to_lowercase(), reason });
+                Step::Done(Flow::Continue)
             }
         }
-        Flow::Continue
     }
 
     /// An EXEC that is wrong ends its transaction; any other command spoils it.
@@ -311,7 +373,7 @@ impl Session {
             let why = why.trim_start_matches("ERR ");
             return self.refuse(Refusal::Verbatim(format!("EXECABORT Transaction discarded because of: {why}")));
         }
-        self.transaction.spoil();
+        self.spoil();
         self.refuse(refusal);
     }
 
@@ -331,7 +393,7 @@ impl Session {
                 return self.dispatch(request, spec).await;
             }
         }
-        self.transaction.spoil();
+        self.spoil();
         let name = String::from_utf8_lossy(&request.arg(0)[..request.arg(0).len().min(128)]).into_owned();
         let begin: String = request.args().skip(1).take(20).fold(String::new(), |mut text, arg| {
             if text.len() < 128 {
@@ -345,7 +407,7 @@ impl Session {
 
     /// Where the answer to the next request goes.
     pub fn reply_to(&self) -> ReplyTo {
-        ReplyTo { port: self.port.clone(), seq: self.replies.number() }
+        ReplyTo { port: self.replies.clone(), seq: self.replies.number() }
     }
 
     /// Answers at once, in turn.
@@ -402,19 +464,4 @@ pub fn views_at<'r>(request: &'r Request, places: &[(usize, u32)]) -> Vec<(u32, 
 /// The keys of a request, to be kept.
 pub fn keys_at(request: &Request, places: &[(usize, u32)]) -> Vec<Key> {
     places.iter().map(|(index, db)| Key::copied(*db, request.arg(*index))).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// An idle client is its session's task and little else.
-    #[test]
-    fn a_client_s_task_is_small() {
-        fn size_of_future<F: Future>(_: impl Fn(Session) -> F) -> usize {
-            size_of::<F>()
-        }
-        let bytes = size_of_future(Session::run);
-        assert!(bytes <= 2_560, "{bytes} bytes");
-    }
 }

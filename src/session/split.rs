@@ -79,7 +79,8 @@ impl Session {
             },
         };
         if engine.is_simple(&request, &places) {
-            return self.keyed(request, spec).await;
+            self.keyed(request, spec).await;
+            return;
         }
         self.wait_open(&request, &places).await;
         let parts = parts_of(&request, &places, how);

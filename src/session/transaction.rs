@@ -54,11 +54,6 @@ struct Watch {
 }
 
 impl Transaction {
-    /// Whether commands are queued instead of run.
-    pub fn is_queueing(&self) -> bool {
-        self.queue.is_some()
-    }
-
     /// What of it concerns no store.
     fn asides(&self) -> Vec<Aside> {
         let queued = self.queue.iter().flatten().enumerate().filter(|(_, queued)| is_aside(queued.spec));
@@ -66,31 +61,40 @@ impl Transaction {
             |(number, queued): (usize, &Queued)| Aside { number, request: queued.request.clone(), spec: queued.spec };
         queued.map(aside).collect()
     }
-
-    /// A command could not be queued: EXEC will refuse.
-    pub fn spoil(&mut self) {
-        self.is_spoiled = self.queue.is_some();
-    }
 }
 
 impl Session {
+    /// Whether commands are queued instead of run.
+    pub(super) fn is_queueing(&self) -> bool {
+        self.transaction.as_ref().is_some_and(|transaction| transaction.queue.is_some())
+    }
+
+    /// A command could not be queued: EXEC will refuse.
+    pub(super) fn spoil(&mut self) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.is_spoiled = transaction.queue.is_some();
+        }
+    }
+
     pub(super) fn queue(&mut self, request: Request, spec: &'static CommandSpec) {
         let refusal = match spec.kind {
             Kind::Refused(reason) => Some(Refusal::NotSupported { command: spec.name.to_lowercase(), reason }),
             _ => unfit(spec, &request, self.protocol),
         };
         if let Some(refusal) = refusal {
-            self.transaction.spoil();
+            self.spoil();
             return self.refuse(refusal);
         }
-        let Some(queue) = &mut self.transaction.queue else { return };
+        let Some(Transaction { queue: Some(queue), selected, is_spoiled, .. }) = self.transaction.as_deref_mut() else {
+            return;
+        };
         if queue.len() >= QUEUE_MAX {
-            self.transaction.spoil();
+            *is_spoiled = true;
             return self.refuse(Refusal::Text("too many commands in one transaction".into()));
         }
-        let db = self.transaction.selected.unwrap_or(self.db);
+        let db = selected.unwrap_or(self.db);
         if spec.name == "SELECT" {
-            self.transaction.selected = database(request.arg(1)).ok().or(self.transaction.selected);
+            *selected = database(request.arg(1)).ok().or(*selected);
         }
         queue.push(Queued { request, spec, db });
         self.client.queued.fetch_add(1, Ordering::Relaxed);
@@ -100,33 +104,34 @@ impl Session {
     pub(super) async fn transaction_command(&mut self, request: Request, spec: &'static CommandSpec) -> Flow {
         let text = |text: &str| Refusal::Text(text.into());
         match spec.name {
-            "MULTI" if self.transaction.is_queueing() => self.refuse(text("MULTI calls can not be nested")),
+            "MULTI" if self.is_queueing() => self.refuse(text("MULTI calls can not be nested")),
             "MULTI" => {
-                self.transaction.queue = Some(Vec::new());
-                self.transaction.selected = None;
-                self.transaction.is_spoiled = false;
+                let transaction = self.transaction.get_or_insert_default();
+                transaction.queue = Some(Vec::new());
+                transaction.selected = None;
+                transaction.is_spoiled = false;
                 self.client.queued.store(0, Ordering::Relaxed);
                 self.answer(b"+OK\r\n");
             }
-            "DISCARD" if !self.transaction.is_queueing() => self.refuse(text("DISCARD without MULTI")),
+            "DISCARD" if !self.is_queueing() => self.refuse(text("DISCARD without MULTI")),
             "DISCARD" => {
                 self.reset_transaction();
                 self.answer(b"+OK\r\n");
             }
-            "WATCH" if self.transaction.is_queueing() => self.refuse(text("WATCH inside MULTI is not allowed")),
+            "WATCH" if self.is_queueing() => self.refuse(text("WATCH inside MULTI is not allowed")),
             "WATCH" => {
                 self.replies.settle(0).await;
                 let outcome = self.watch(&request).await;
                 self.answer_with(outcome);
             }
             "UNWATCH" => {
-                self.transaction.watch = None;
+                self.transaction = None;
                 self.answer(b"+OK\r\n");
             }
-            _ if !self.transaction.is_queueing() => self.refuse(text("EXEC without MULTI")),
+            _ if !self.is_queueing() => self.refuse(text("EXEC without MULTI")),
             _ => {
                 self.replies.settle(0).await;
-                let transaction = std::mem::take(&mut self.transaction);
+                let transaction = self.transaction.take().unwrap_or_default();
                 let asides = transaction.asides();
                 let outcome = self.exec(transaction).await;
                 let flow = match outcome {
@@ -145,20 +150,20 @@ impl Session {
 
     /// Forgets what was queued and watched.
     pub(super) fn reset_transaction(&mut self) {
-        self.transaction = Transaction::default();
+        self.transaction = None;
         self.client.queued.store(-1, Ordering::Relaxed);
     }
 
     async fn watch(&mut self, request: &Request) -> Result<Bytes, Refusal> {
         let mut keys: Vec<Key> = request.args().skip(1).map(|name| Key::copied(self.db, name)).collect();
-        if let Some(watch) = &self.transaction.watch {
+        if let Some(watch) = self.transaction.as_ref().and_then(|transaction| transaction.watch.as_ref()) {
             keys.extend(watch.keys.iter().cloned());
         }
         let views: Vec<(u32, &[u8])> = keys.iter().map(|key| (key.db, &key.name[..])).collect();
         self.audit_together("watch", Unlike::CrossWatch, &views);
         self.goes_away(&views).await?;
         let target = self.target_now("watch", &keys)?;
-        let mut link = match self.transaction.watch.take() {
+        let mut link = match self.transaction.as_mut().and_then(|transaction| transaction.watch.take()) {
             Some(watch) if watch.target == target => watch.link,
             Some(Watch { mut link, target: before, .. }) if is_one_server(&before, &target) => {
                 let select = crate::dual::effect::command(&[b"SELECT", self.db.to_string().as_bytes()]);
@@ -178,7 +183,7 @@ impl Session {
             None => request.bytes().clone(),
         };
         let answer = link.call(&bytes).await.map_err(|_| Refusal::StoreDown)?;
-        self.transaction.watch = Some(Watch { link, target, keys });
+        self.transaction.get_or_insert_default().watch = Some(Watch { link, target, keys });
         Ok(answer)
     }
 
@@ -211,8 +216,8 @@ impl Session {
         }
     }
 
-    async fn exec(&mut self, transaction: Transaction) -> Result<Bytes, Refusal> {
-        let Transaction { queue, selected, is_spoiled, watch } = transaction;
+    async fn exec(&mut self, transaction: Box<Transaction>) -> Result<Bytes, Refusal> {
+        let Transaction { queue, selected, is_spoiled, watch } = *transaction;
         let commands = queue.unwrap_or_default();
         if is_spoiled {
             return Err(Refusal::Verbatim("EXECABORT Transaction discarded because of previous errors.".into()));

@@ -25,11 +25,10 @@ use crate::session::bounds::Bounds;
 use crate::session::clients::Clients;
 use crate::session::listener::{self, Entrance};
 use crate::session::refused;
-use crate::session::replies;
+use crate::session::replies::{self, Outlet};
 use crate::session::scripts::Scripts;
 use crate::session::session::Shared;
 use crate::session::users::Users;
-use crate::store::link::Dirty;
 use crate::store::{StoreSide, Stores, StoresConfig};
 use crate::wire::Acceptor;
 
@@ -104,31 +103,29 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         audience: parts.audience,
         desk: parts.desk,
     });
-    let dirty = Rc::new(Dirty::new(wake.clone()));
+    let outlet = Rc::new(Outlet::new(wake.clone(), parts.bounds.clone()));
     let shared = Rc::new(Shared {
         engine: engine.clone(),
         bounds: parts.bounds.clone(),
         users: parts.users,
-        dirty: dirty.clone(),
+        outlet: outlet.clone(),
         clients: parts.clients.clone(),
         scripts: parts.scripts,
         audit: parts.audit,
         arena: RefCell::new(BytesMut::new()),
     });
     let flusher = keep("flusher", move |_| {
-        let (wake, stores, dirty) = (wake.clone(), stores.clone(), dirty.clone());
+        let (wake, stores, outlet) = (wake.clone(), stores.clone(), outlet.clone());
         async move {
             loop {
                 wake.notified().await;
                 stores.flush();
-                for replies in dirty.take() {
-                    replies.flush();
-                }
+                outlet.flush();
             }
         }
     });
     let (ticking, totals, bounds) = (engine.clone(), parts.totals.clone(), parts.bounds.clone());
-    let (clients, number) = (parts.clients, parts.number);
+    let (clients, number) = (parts.clients.clone(), parts.number);
     let ticker =
         keep("ticker", move |_| tick(ticking.clone(), totals.clone(), clients.clone(), bounds.clone(), number));
     let open = Rc::new(Cell::new(0usize));
@@ -141,6 +138,7 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
     let (inbox, hearing) = (parts.inbox, engine.clone());
     let hearing = tokio::task::spawn_local(async move { hearing.run_inbox(inbox).await });
     engine.stopped().await;
+    parts.clients.ring_all();
     accepting.iter().for_each(|task| task.abort());
     let deadline = Instant::now() + parts.bounds.drain_timeout();
     while open.get() > 0 && Instant::now() < deadline {

@@ -22,7 +22,7 @@ use crate::store::connect::{connect, late};
 use crate::store::private_link::{Greeting, end, greet, run_id};
 use crate::store::stopwatch::{Batches, Stopwatch};
 use crate::store::{Fence, LinkError, Login, Loss, Reply, Timeouts};
-use crate::wire::{self, Connector, ReadHalf, WriteHalf};
+use crate::wire::{self, Connector, Socket};
 
 /// Requests and replies of this size and more are passed on without a copy; a copy of less costs under 1 µs.
 pub const LARGE_BYTES: usize = 16 << 10;
@@ -116,22 +116,27 @@ impl OutBuffer {
         self.bytes
     }
 
+    /// Memory that it keeps.
+    pub fn held_bytes(&self) -> usize {
+        self.tail.capacity() + self.chunks.capacity() * size_of::<Bytes>()
+    }
+
     /// Whether nothing is.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
     /// Writes as much as the socket takes; gives the bytes written. Memory is given back when all is out.
-    pub fn write_to(&mut self, stream: &WriteHalf) -> std::io::Result<usize> {
+    pub fn write_to(&mut self, socket: &Socket) -> std::io::Result<usize> {
         let mut total = 0;
         while self.bytes > 0 {
             let written = if self.chunks.is_empty() {
-                stream.try_write(&self.tail)
+                socket.try_write(&self.tail)
             } else {
                 let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
                 let slices: smallvec::SmallVec<[IoSlice<'_>; SLICES_MAX]> =
                     self.chunks.iter().map(|chunk| &chunk[..]).chain(tail).take(SLICES_MAX).map(IoSlice::new).collect();
-                stream.try_write_vectored(&slices)
+                socket.try_write_vectored(&slices)
             };
             match written {
                 Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
@@ -143,7 +148,7 @@ impl OutBuffer {
                 Err(error) => return Err(error),
             }
         }
-        stream.send_on()?;
+        socket.send_on()?;
         if self.bytes == 0 && self.tail.capacity() > self.kept_bytes {
             self.tail = BytesMut::new();
         }
@@ -208,7 +213,7 @@ pub struct Endpoint {
 /// See the module.
 pub struct Link<P> {
     endpoint: Endpoint,
-    stream: RefCell<Option<Rc<WriteHalf>>>,
+    socket: RefCell<Option<Rc<Socket>>>,
     out: RefCell<OutBuffer>,
     entries: RefCell<VecDeque<Entry<P>>>,
     head: RefCell<Head>,
@@ -254,7 +259,7 @@ impl<P: Pending> Link<P> {
     ) -> Rc<Self> {
         let link = Rc::new(Self {
             endpoint,
-            stream: RefCell::new(None),
+            socket: RefCell::new(None),
             out: RefCell::new(OutBuffer::keeping(LINK_KEPT_BYTES)),
             entries: RefCell::new(VecDeque::new()),
             head: RefCell::new(Head::default()),
@@ -360,7 +365,7 @@ impl<P: Pending> Link<P> {
     /// Writes what is queued; the rest goes out when the socket takes it.
     pub fn flush(&self) {
         self.is_marked.set(false);
-        let Some(stream) = self.stream.borrow().clone() else { return };
+        let Some(socket) = self.socket.borrow().clone() else { return };
         if !self.is_up.get() {
             return;
         }
@@ -369,10 +374,10 @@ impl<P: Pending> Link<P> {
         }
         self.batches.write(self.requests.get());
         let mut out = self.out.borrow_mut();
-        match out.write_to(&stream) {
+        match out.write_to(&socket) {
             Ok(written) => {
                 self.written.set(self.written.get() + written as u64);
-                if !out.is_empty() || stream.has_unsent() {
+                if !out.is_empty() || socket.has_unsent() {
                     self.writable.notify_one();
                 }
             }
@@ -448,17 +453,16 @@ impl<P: Pending> Link<P> {
     }
 
     async fn serve(self: &Rc<Self>, stream: wire::Stream) {
-        let (mut reader, writer) = stream.into_split();
-        let stream = Rc::new(writer);
-        *self.stream.borrow_mut() = Some(stream.clone());
+        let socket = Rc::new(Socket::from(stream));
+        *self.socket.borrow_mut() = Some(socket.clone());
         if self.last_error.borrow_mut().take().is_some() {
             tracing::info!(node = %self.endpoint.address, "connected");
         }
         self.is_up.set(true);
         self.mark();
         let reason = tokio::select! {
-            reason = self.read(&mut reader) => reason,
-            reason = self.write(&stream) => reason,
+            reason = self.read(&socket) => reason,
+            reason = self.write(&socket) => reason,
             () = self.close.notified() => self.last_error.borrow().clone().unwrap_or_else(|| "closed".into()),
         };
         self.restarts.set(self.loss.restarts());
@@ -473,17 +477,17 @@ impl<P: Pending> Link<P> {
     }
 
     /// Writes on when a write was short.
-    async fn write(&self, stream: &WriteHalf) -> String {
+    async fn write(&self, socket: &Socket) -> String {
         loop {
             self.writable.notified().await;
-            if let Err(error) = stream.writable().await {
+            if let Err(error) = socket.writable().await {
                 return error.to_string();
             }
             self.flush();
         }
     }
 
-    async fn read(&self, stream: &mut ReadHalf) -> String {
+    async fn read(&self, mut socket: &Socket) -> String {
         let mut buffer = BytesMut::new();
         let mut scanner = ReplyScanner::default();
         loop {
@@ -491,7 +495,7 @@ impl<P: Pending> Link<P> {
             let wanted =
                 scanner.wanted().saturating_sub(buffer.len()).clamp(READ_BYTES / 4, buffer.len().max(READ_BYTES));
             buffer.reserve(wanted);
-            match stream.read_buf(&mut buffer).await {
+            match socket.read_buf(&mut buffer).await {
                 Ok(0) => return "closed by the node".into(),
                 Ok(_) => self.now.set(Instant::now()),
                 Err(error) => return wire::explain(&error),
@@ -569,7 +573,7 @@ impl<P: Pending> Link<P> {
     /// Ends everything on the link. With `sent_error`, what was at least partly written gets it; the rest did not run.
     fn fail(&self, reason: &str, sent_error: Option<LinkError>) {
         self.is_up.set(false);
-        *self.stream.borrow_mut() = None;
+        *self.socket.borrow_mut() = None;
         *self.last_error.borrow_mut() = Some(reason.to_string());
         let entries = std::mem::take(&mut *self.entries.borrow_mut());
         *self.head.borrow_mut() = Head::default();

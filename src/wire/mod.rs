@@ -1,20 +1,20 @@
 //! One socket, plain or under TLS, to a client or to a store.
 //!
-//! While a connection is opened it is a [`Stream`]; then a worker takes it apart into a [`ReadHalf`] and a [`WriteHalf`] that
-//! never wait to write: what the socket does not take now stays where it is. The plain kind is tokio's own halves behind one
-//! branch; what TLS needs stands in `tls.rs`, and from which files it comes in `certificates.rs`.
+//! While a connection is opened it is a [`Stream`]; then it is a worker's [`Socket`], which tasks of one thread share and which
+//! never waits to write: what it does not take now stays where it is. The plain kind is tokio's own behind one branch; what
+//! TLS needs stands in `tls.rs`, and from which files it comes in `certificates.rs`.
 
 mod certificates;
 mod tls;
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_rustls::TlsStream;
 
 pub use certificates::{Acceptor, ClientFiles, Connector, Identity, ServerFiles, TlsError, Verify};
@@ -26,22 +26,6 @@ use tls::TlsSocket;
 pub enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl Stream {
-    /// For a worker: its halves stay on one thread.
-    pub fn into_split(self) -> (ReadHalf, WriteHalf) {
-        match self {
-            Self::Plain(stream) => {
-                let (reader, writer) = stream.into_split();
-                (ReadHalf::Plain(reader), WriteHalf::Plain(writer))
-            }
-            Self::Tls(stream) => {
-                let socket = Rc::new(TlsSocket::new(*stream));
-                (ReadHalf::Tls(socket.clone()), WriteHalf::Tls(socket))
-            }
-        }
-    }
 }
 
 impl AsyncRead for Stream {
@@ -76,34 +60,39 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// What comes in.
-pub enum ReadHalf {
-    Plain(OwnedReadHalf),
-    Tls(Rc<TlsSocket>),
+/// A connection that tasks of one thread share.
+pub enum Socket {
+    /// Borrowed for one call to the system.
+    Plain(RefCell<TcpStream>),
+    Tls(Box<TlsSocket>),
 }
 
-impl AsyncRead for ReadHalf {
-    #[inline]
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(half) => Pin::new(half).poll_read(context, buffer),
-            Self::Tls(socket) => socket.poll_read(context, buffer),
+impl From<Stream> for Socket {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Plain(stream) => Self::Plain(RefCell::new(stream)),
+            Stream::Tls(stream) => Self::Tls(Box::new(TlsSocket::new(*stream))),
         }
     }
 }
 
-/// What goes out.
-pub enum WriteHalf {
-    Plain(OwnedWriteHalf),
-    Tls(Rc<TlsSocket>),
+/// By one task at a time.
+impl AsyncRead for &Socket {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Plain(stream) => Pin::new(&mut *stream.borrow_mut()).poll_read(context, buffer),
+            Socket::Tls(socket) => socket.poll_read(context, buffer),
+        }
+    }
 }
 
-impl WriteHalf {
+impl Socket {
     /// Takes as many of the bytes as it can now.
     #[inline]
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Plain(half) => half.try_write(bytes),
+            Self::Plain(stream) => stream.borrow().try_write(bytes),
             Self::Tls(socket) => socket.try_write(&[IoSlice::new(bytes)]),
         }
     }
@@ -112,7 +101,7 @@ impl WriteHalf {
     #[inline]
     pub fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Plain(half) => half.try_write_vectored(slices),
+            Self::Plain(stream) => stream.borrow().try_write_vectored(slices),
             Self::Tls(socket) => socket.try_write(slices),
         }
     }
@@ -135,11 +124,12 @@ impl WriteHalf {
         }
     }
 
-    /// Waits until the socket takes something.
+    /// Waits until it takes something; by one task at a time.
     pub async fn writable(&self) -> io::Result<()> {
-        match self {
-            Self::Plain(half) => half.writable().await,
-            Self::Tls(socket) => socket.writable().await,
-        }
+        poll_fn(|context| match self {
+            Self::Plain(stream) => stream.borrow().poll_write_ready(context),
+            Self::Tls(socket) => socket.poll_writable(context),
+        })
+        .await
     }
 }

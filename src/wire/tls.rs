@@ -1,4 +1,4 @@
-//! TLS over a socket whose two halves are used by tasks of one thread. What is written is encrypted at once and goes out as
+//! TLS over a socket that tasks of one thread share. What is written is encrypted at once and goes out as
 //! far as the socket takes it; at most rustls's own limit (64 KiB) of what is encrypted waits in here.
 
 use std::cell::RefCell;
@@ -107,8 +107,8 @@ impl TlsSocket {
         send(&self.tcp, &mut self.session.borrow_mut())
     }
 
-    pub(super) async fn writable(&self) -> io::Result<()> {
-        self.tcp.writable().await
+    pub(super) fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp.poll_write_ready(context)
     }
 }
 
