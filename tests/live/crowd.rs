@@ -1,4 +1,4 @@
-//! Many clients that wait: what they cost, and that each of them is served. Heavy, so it runs only when asked for; see
+//! Many clients that wait: what they cost, and that each of them is served. What is heavy runs only when asked for; see
 //! CONTRIBUTING.md.
 
 use std::io::{Read, Write};
@@ -58,6 +58,29 @@ fn expect(stream: &mut TcpStream, wanted: &str) {
     let mut got = vec![0; wanted.len()];
     stream.read_exact(&mut got).unwrap_or_else(|error| panic!("{error}, expected {wanted:?}"));
     assert_eq!(String::from_utf8_lossy(&got), wanted);
+}
+
+/// A view of the memory that all sessions read into, or a buffer for each one's answers, would be kept: some 30 KiB each.
+#[test]
+fn what_a_client_has_sent_and_got_leaves_no_memory_behind() {
+    let proxy = Settings::of(Stores::shared()).start().ready();
+    let value = "x".repeat(12_000);
+    let (set, get) = (format!("*3\r\n$3\r\nSET\r\n$9\r\ncrowd:big\r\n$12000\r\n{value}\r\n"), "GET crowd:big\r\n");
+    let served = |count: usize| -> Vec<TcpStream> {
+        let one = |_| {
+            let mut stream = client(proxy.port, 1, &set);
+            expect(&mut stream, "+OK\r\n");
+            stream.write_all(get.as_bytes()).expect("write");
+            expect(&mut stream, &format!("$12000\r\n{value}\r\n"));
+            stream
+        };
+        (0..count).map(one).collect()
+    };
+    let _first = served(50);
+    let before = memory(proxy.pid());
+    let clients = served(400);
+    let each = (memory(proxy.pid()) - before) / clients.len() as i64;
+    assert!(each < 10, "{each} KiB");
 }
 
 #[test]
