@@ -48,6 +48,10 @@ impl Default for Names {
     }
 }
 
+/// What stands in CLIENT LIST of a server's buffers, of which a proxy has none: clients (redis-py up to 5) read these as numbers
+/// and fail without them.
+const UNKNOWN: &str = "qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r";
+
 /// One client, as the others see it. Each value stands for itself, so relaxed ordering is enough; `wish` is followed by
 /// `bell`, which orders it.
 #[derive(Debug)]
@@ -116,7 +120,7 @@ impl Client {
         *held = (names != Names::default()).then(|| Box::new(names));
     }
 
-    /// As CLIENT LIST writes it, with the fields that a proxy can know.
+    /// As CLIENT LIST writes it, but for the file descriptor.
     fn describe(&self, out: &mut String, now: u64) {
         let names = self.names();
         let get = |value: &AtomicU32| value.load(Ordering::Relaxed);
@@ -137,7 +141,7 @@ impl Client {
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "id={} addr={} laddr={} name={} age={} idle={} flags={} db={} sub={sub} psub={psub} ssub={ssub} multi={queued} cmd={command} user={} redir=-1 resp={} lib-name={} lib-ver={}",
+            "id={} addr={} laddr={} name={} age={} idle={} flags={} db={} sub={sub} psub={psub} ssub={ssub} multi={queued} {UNKNOWN} cmd={command} user={} redir=-1 resp={} lib-name={} lib-ver={}",
             self.id,
             self.peer,
             self.local,
