@@ -28,7 +28,10 @@ pub fn keep<F: Future<Output = ()> + 'static>(
             tasks.spawn_local(begin(turn));
             match tasks.join_next().await {
                 Some(Err(error)) if error.is_panic() => {
-                    tracing::error!(task = name, "a task of a worker panicked; it begins again");
+                    tracing::error!(
+                        task = name,
+                        "a task of a worker panicked, which is worth a report; it begins again"
+                    );
                     turn = Turn::AfterPanic;
                     tokio::time::sleep(PAUSE).await;
                 }

@@ -42,10 +42,18 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
             cluster.urls.extend(url(seed, reporter, &mut findings));
         }
         if section.seeds.get_ref().is_empty() {
-            findings.push(reporter.at(section.seeds.span(), "a cluster needs at least one seed", None));
+            findings.push(reporter.at(
+                section.seeds.span(),
+                "a cluster needs at least one seed",
+                Some("one node that answers is enough: [\"redis://host:port\"]".into()),
+            ));
         }
         if cluster.urls.iter().any(|url| url.db > 0) {
-            findings.push(reporter.at(section.seeds.span(), "a Redis Cluster has database 0 only", None));
+            findings.push(reporter.at(
+                section.seeds.span(),
+                "a Redis Cluster has database 0 only",
+                Some("leave out what stands behind the last / of the URL".into()),
+            ));
         }
         cluster.tls = tls(&cluster, section.seeds.span(), section.tls.as_ref(), reporter, &mut findings);
         cluster
@@ -79,14 +87,10 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         large_key_bytes: file.copying.large_key_bytes.map_or(4 << 20, |size| size.as_u64()),
         bytes_per_second: file.copying.bytes_per_second.map_or(64 << 20, |size| size.as_u64()),
     };
-    let needs_cluster =
-        routing.providers.iter().map(|(_, phase)| *phase).chain(routing.ranges.iter().map(|range| range.2));
-    let needs_cluster = needs_cluster.chain(routing.share.iter().map(|(_, phase)| *phase));
-    let defaults = [routing.new_providers, routing.other_keys, routing.pubsub];
-    let mut all = needs_cluster.chain(routing.prefixes.iter().map(|(_, phase)| *phase)).chain(defaults);
-    if cluster.is_none() && all.any(|phase| phase != Phase::Standalone) {
-        findings.push(reporter.whole(
-            "a route needs the cluster, and there is no [cluster] section",
+    if let (None, Some(phase)) = (&cluster, needs_cluster(&file)) {
+        findings.push(reporter.at(
+            phase.span(),
+            "this phase needs the cluster, and there is no [cluster] section",
             Some("add [cluster] with seeds = [\"redis://host:port\"]".into()),
         ));
     }
@@ -121,6 +125,17 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
         log,
         flip_timeout,
     })
+}
+
+/// The first phase in the file that cannot be without a cluster.
+fn needs_cluster(file: &File) -> Option<&Spanned<String>> {
+    let section = &file.routing;
+    let defaults = [&section.new_providers, &section.other_keys, &section.pubsub].into_iter().flatten();
+    let shares = section.share.iter().flatten().filter(|(_, percent)| *percent.get_ref() > 0).map(|(phase, _)| phase);
+    let lines = file.prefixes.iter().chain(&file.providers).map(|(_, phase)| phase);
+    let is_beyond =
+        |text: &&Spanned<String>| text.get_ref().parse().is_ok_and(|phase: Phase| phase != Phase::Standalone);
+    defaults.chain(shares).chain(lines).filter(is_beyond).min_by_key(|text| text.span().start)
 }
 
 /// A lease that is shorter ends while a server is busy with one slow command.
@@ -196,14 +211,16 @@ fn tls(
         findings.push(reporter.at(
             table.span(),
             "`ca` says whom to trust, and `verify = false` to trust anybody",
-            None,
+            Some("keep one of them; `ca` is the safe one".into()),
         ));
     }
     let identity = match (cert, key) {
         (Some(cert), Some(key)) => Some((cert, key)),
         (None, None) => None,
-        _ => {
-            findings.push(reporter.at(table.span(), "a certificate and its key go together: `cert` and `key`", None));
+        (cert, _) => {
+            let missing = if cert.is_some() { "key" } else { "cert" };
+            let help = Some(format!("add `{missing}`, or take the other one out"));
+            findings.push(reporter.at(table.span(), "a certificate and its key go together: `cert` and `key`", help));
             None
         }
     };
@@ -237,7 +254,10 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
     for text in &section.keys {
         match Pattern::parse(text.get_ref()) {
             Ok(pattern) => patterns.push(pattern),
-            Err(error) => findings.push(reporter.at(text.span(), error.to_string(), None)),
+            Err(error) => {
+                let help = Some("such as \"provider:{provider}:*\" or \"*:provider:{provider}:*\"".into());
+                findings.push(reporter.at(text.span(), error.to_string(), help));
+            }
         }
     }
     let mut phase = |text: Option<&Spanned<String>>| {
@@ -281,10 +301,12 @@ fn routing(file: &File, reporter: &Reporter<'_>, findings: &mut Vec<Finding>) ->
         }
     }
     for (.., span) in spans.iter().filter(|span| span.0 > span.1) {
-        findings.push(reporter.at(span.clone(), "a range is two numbers, the lower one first: \"100..199\"", None));
+        let help = Some("an id with `..` in it cannot be named; it goes by new_providers".into());
+        findings.push(reporter.at(span.clone(), "a range is two numbers, the lower one first: \"100..199\"", help));
     }
-    if section.pubsub.is_some() && pubsub.is_dual() {
-        findings.push(reporter.whole("pubsub lives on one store: standalone or cluster", None));
+    if let Some(text) = section.pubsub.as_ref().filter(|_| pubsub.is_dual()) {
+        let help = Some("standalone or cluster; channels flip in one step, and no message is lost".into());
+        findings.push(reporter.at(text.span(), "the channels live on one store", help));
     }
     let sum: u32 = shares.iter().map(|(_, percent)| u32::from(*percent)).sum();
     if let Some((_, last)) = section.share.iter().flatten().last()

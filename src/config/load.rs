@@ -201,7 +201,9 @@ pub fn load(path: &Path) -> Result<Config, Report> {
     let read = std::fs::read_to_string(path);
     let text = read.map_err(|error| {
         let reporter = Reporter { file: &file, text: "", written: "" };
-        Report { findings: vec![reporter.whole(format!("read {file}: {error}"), None)] }
+        let is_missing = error.kind() == std::io::ErrorKind::NotFound;
+        let help = is_missing.then(|| "`cutover init` writes one; --config FILE names another".to_string());
+        Report { findings: vec![reporter.whole(format!("read {file}: {error}"), help)] }
     })?;
     parse(&file, &text)
 }
@@ -248,7 +250,10 @@ fn from_elsewhere(name: &str) -> Result<String, (String, Option<String>)> {
         // Editors and `echo` end a file with a newline, which is no part of a secret.
         Some(path) => match std::fs::read_to_string(path) {
             Ok(value) => Ok(value.trim_end_matches(['\r', '\n']).to_string()),
-            Err(error) => Err((format!("read {path}: {error}"), None)),
+            Err(error) => {
+                let help = "the path is taken from where cutover is started; the file must be readable for its user";
+                Err((format!("read {path}: {error}"), Some(help.into())))
+            }
         },
         None => std::env::var(name).map_err(|_| {
             let help = format!("export {name}=… before starting cutover");
@@ -270,11 +275,18 @@ fn explain(reporter: &Reporter<'_>, error: &toml::de::Error) -> Finding {
         }
         _ => message,
     };
-    let help = message.strip_prefix("unknown field `").and_then(|rest| {
-        let (word, known) = rest.split_once('`')?;
-        let known = known.split('`').skip(1).step_by(2);
-        nearest(word, known).map(|near| format!("did you mean `{near}`?"))
-    });
+    let (message, help) = match message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
+        Some((word, known)) => {
+            let near = nearest(word, known.split('`').skip(1).step_by(2));
+            (message, near.map(|near| format!("did you mean `{near}`?")))
+        }
+        // The library's own words name its types.
+        None if message == "invalid socket address syntax" => {
+            ("this is no address", Some("write it as an IP address and a port: \"127.0.0.1:6380\"".into()))
+        }
+        None if message.contains("into a ByteSize") => ("this is no size", Some("write it as \"64MiB\"".into())),
+        None => (message, None),
+    };
     match error.span() {
         Some(span) => reporter.at(span, message, help),
         None => reporter.whole(message, help),
@@ -323,8 +335,8 @@ pub(super) fn store(
     if let Some(text) = limits.queue_bytes {
         match text.get_ref().parse::<ByteSize>() {
             Ok(size) => queue_bytes = size.as_u64() as usize,
-            Err(error) => {
-                let message = format!("`{}` is no size: {error}", text.get_ref());
+            Err(_) => {
+                let message = format!("`{}` is no size", text.get_ref());
                 findings.push(reporter.at(text.span(), message, Some("write it as \"64MiB\"".into())));
             }
         }

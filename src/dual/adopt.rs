@@ -465,7 +465,7 @@ impl Adopter {
             }
             Err(reason) => {
                 self.open();
-                tracing::warn!(routes = jumps.flips().len(), %reason, "whether the routes that would go past a neighbouring phase have keys cannot be told, so they may not");
+                tracing::warn!(routes = jumps.flips().len(), %reason, "whether the routes that would go past a neighbouring phase have keys cannot be told, so they may not; save the file again when both stores answer");
                 Vec::new()
             }
         }

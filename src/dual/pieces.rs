@@ -113,7 +113,7 @@ impl Inner {
                 let kind = String::from_utf8_lossy(&kind).trim().trim_start_matches('+').to_string();
                 // A repair tries again and again; one line is enough.
                 if self.copying.count_refused() == 0 {
-                    tracing::error!(%kind, "a key of a type that only its module can read cannot be copied by type; it stays diverged");
+                    tracing::error!(%kind, "a key of a type that only its module can read cannot be copied by type; it stays diverged until both servers are of one version");
                 }
                 Copied::Refused
             }

@@ -66,7 +66,7 @@ impl Inner {
             self.tidy_subscriptions();
             if let Err(error) = gone_over {
                 // The old side still has everything; the adoption gives up if the new one does not come.
-                tracing::warn!(%error, side = %turn.side.get(), "subscriptions cannot go over yet");
+                tracing::warn!(%error, side = %turn.side.get(), "subscriptions cannot go over yet; trying again");
                 tokio::time::sleep(AGAIN).await;
             }
         }

@@ -140,7 +140,7 @@ pub(super) async fn watch(context: &Context, every: Duration) {
                     address,
                     name,
                     command,
-                    "somebody writes to a store around the proxy: every dual route is in doubt until it has stopped and a backfill has gone through"
+                    "somebody writes to a store around the proxy: every dual route is in doubt until it has stopped and `cutover backfill --all` has gone through"
                 );
             }
         }

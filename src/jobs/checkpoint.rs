@@ -114,7 +114,7 @@ impl JobFile {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
             Err(error) => {
-                tracing::warn!(%error, "jobs.json cannot be read; jobs that ran at the last end are not begun again");
+                tracing::warn!(%error, "jobs.json cannot be read; jobs that ran at the last end are not begun again: start them anew");
                 return Vec::new();
             }
         };
@@ -125,7 +125,7 @@ impl JobFile {
         });
         parsed.unwrap_or_else(|| {
             tracing::warn!(
-                "jobs.json is damaged or of another version; jobs that ran at the last end are not begun again"
+                "jobs.json is damaged or of another version; jobs that ran at the last end are not begun again: start them anew"
             );
             Vec::new()
         })

@@ -510,7 +510,10 @@ impl Jobs {
             Kind::Backfill => self.sync_from(routes, options, kept).await,
             Kind::Verify => {
                 if let Err(reason) = self.start_from(record.kind, routes, options, kept) {
-                    tracing::warn!(reason, "a verification that a restart cut off could not begin again");
+                    tracing::warn!(
+                        reason,
+                        "a verification that a restart cut off could not begin again; start it with `cutover verify`"
+                    );
                 }
             }
         }

@@ -18,12 +18,16 @@ pub enum Refusal {
     CrossSlot { command: String, reason: &'static str },
     #[error("ERR '{command}' is not available through cutover: {reason}")]
     NotSupported { command: String, reason: &'static str },
-    #[error("ERR cutover: the store that holds this key cannot be reached; nothing was changed")]
+    #[error("ERR cutover: the store that has to answer cannot be reached; nothing was changed, try again later")]
     StoreDown,
-    #[error("ERR cutover: the store did not answer; whether the command ran is not known")]
+    #[error(
+        "ERR cutover: the store did not answer; whether the command ran is not known, so look before you send it again"
+    )]
     UnknownOutcome,
     /// A command that needs a connection of its own (blocking, WATCH), and the store has none left.
-    #[error("ERR cutover: all connections for commands that need one of their own are in use; nothing was changed")]
+    #[error(
+        "ERR cutover: all connections for commands that need one of their own are in use; nothing was changed, try again later, or have private_links raised"
+    )]
     NoLinkFree,
     /// Several proxies, and none is known that may do dual writes.
     #[error("TRYAGAIN cutover: no proxy holds the lease of this key's route at the moment; nothing was changed")]

@@ -142,8 +142,12 @@ impl Session {
         if leaders.any(|other| other != leader) {
             let stays = keys.iter().any(|key| !self.shared.engine.is_moving(key.db));
             return refuse(match stays {
-                true => "one of its databases stays on the standalone, and the cluster leads a key of the other",
-                false => "its keys are led by different stores while their providers move",
+                true => {
+                    "one of its databases stays on the standalone, and the cluster leads a key of the other; send it for one database at a time"
+                }
+                false => {
+                    "its keys are led by different stores while their providers move; send it for the keys of one provider at a time"
+                }
             });
         }
         if leader == Side::Standalone {
@@ -152,7 +156,7 @@ impl Session {
         let engine = &self.shared.engine;
         let slot = engine.slot_of(&keys[0]);
         if keys.iter().any(|key| engine.slot_of(key) != slot) {
-            return refuse("its keys are in different slots of the cluster");
+            return refuse("its keys are in different slots of the cluster; give them one hash tag");
         }
         Ok(Target::Slot(slot))
     }

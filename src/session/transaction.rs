@@ -90,7 +90,9 @@ impl Session {
         };
         if queue.len() >= QUEUE_MAX {
             *is_spoiled = true;
-            return self.refuse(Refusal::Text("too many commands in one transaction".into()));
+            return self.refuse(Refusal::Text(format!(
+                "more than {QUEUE_MAX} commands in one transaction; send them in several"
+            )));
         }
         let db = selected.unwrap_or(self.db);
         if spec.name == "SELECT" {
@@ -173,7 +175,7 @@ impl Session {
             Some(_) => {
                 return Err(Refusal::CrossSlot {
                     command: "watch".into(),
-                    reason: "watched keys must be on one store and slot",
+                    reason: "watched keys must be on one store and slot; give them one hash tag",
                 });
             }
             None => self.private_link(&target).await?,
@@ -256,7 +258,7 @@ impl Session {
             (whole, Some(watch)) if fits => self.exec_watched(&commands, &keys, watch, whole?).await,
             (whole, Some(_)) => Err(whole.err().unwrap_or(Refusal::CrossSlot {
                 command: "exec".into(),
-                reason: "a watched transaction cannot be split over stores",
+                reason: "a watched transaction cannot be split over slots and stores; give its keys one hash tag, or do without WATCH",
             })),
             (_, None) => self.exec_split(commands).await,
         };
@@ -278,7 +280,7 @@ impl Session {
             if is_wide && !table.all_standalone() && (table.databases().is_moving(*db) || reaches_all(spec)) {
                 return Err(Refusal::NotSupported {
                     command: spec.name.to_lowercase(),
-                    reason: "in a transaction it would see one store only, and keys of this database are on two",
+                    reason: "in a transaction it would see one store only, and keys of this database are on two; send it outside of one",
                 });
             }
             let places = places_of(*db, spec, request).ok_or(Refusal::Syntax)?;
@@ -419,7 +421,7 @@ impl Session {
             if !stands_alone {
                 return Err(Refusal::CrossSlot {
                     command: "exec".into(),
-                    reason: "its commands have keys on several slots or stores, and one of them needs several at once",
+                    reason: "its commands have keys on several slots or stores, and one of them needs several at once; give the keys one hash tag, or send that one by itself",
                 });
             }
         }

@@ -26,7 +26,7 @@ fn behind(wire: &FaultProxy, stores: &str) -> Proxy {
     settings.start().ready()
 }
 
-const UNKNOWN: &str = "-ERR cutover: the store did not answer; whether the command ran is not known\r\n";
+const UNKNOWN: &str = "-ERR cutover: the store did not answer; whether the command ran is not known, so look before you send it again\r\n";
 
 /// What comes back for one line, up to and with the line end; a bulk's second line too.
 fn answer(client: &mut Raw) -> String {

@@ -266,7 +266,9 @@ fn subscribers_of_a_store_that_goes_away_are_closed_and_may_come_back() {
     run(&mut other, "PING");
     let mut refused = Raw::to(proxy.port);
     refused.send(b"SUBSCRIBE c\r\n");
-    refused.expect(b"-ERR cutover: the store that holds this key cannot be reached; nothing was changed\r\n");
+    refused.expect(
+        b"-ERR cutover: the store that has to answer cannot be reached; nothing was changed, try again later\r\n",
+    );
     stores.standalone.restart();
     let mut back = subscriber(proxy.port, "SUBSCRIBE c");
     let mut client = proxy.connect();
