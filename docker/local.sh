@@ -178,7 +178,7 @@ up() {
     seed
     # The proxy answers a PING by itself; ready it is with both stores.
     for _ in $(seq 100); do
-        [[ "$("$BINARY" status)" == *"standalone answers   cluster answers"* ]] && break
+        "$BINARY" health >/dev/null 2>&1 && break
         sleep 0.1
     done
     say ""

@@ -1,6 +1,7 @@
 //! JSON for the command line, the dashboard and whoever scripts against the proxy.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -41,6 +42,11 @@ pub async fn table(State(parts): State<Parts>) -> Json<Value> {
     Json(document)
 }
 
+/// The file that this proxy goes by; whoever asks may have started elsewhere.
+fn config(parts: &Parts) -> PathBuf {
+    std::path::absolute(&parts.config_path).unwrap_or_else(|_| parts.config_path.clone())
+}
+
 /// The same without the routes.
 pub fn head(parts: &Parts, table: &Table) -> Value {
     let totals = &parts.totals;
@@ -52,7 +58,7 @@ pub fn head(parts: &Parts, table: &Table) -> Value {
     let (companions, strangers) = parts.jobs.bypass().proxies();
     json!({
         "table_version": table.version(),
-        "config": parts.config_path,
+        "config": config(parts),
         "considered": parts.adopter.considered().0,
         "considered_crc": parts.adopter.considered().1,
         "refused": parts.adopter.refused(),
@@ -80,6 +86,7 @@ pub async fn flips(State(parts): State<Parts>) -> Json<Value> {
 /// Only what tells whether a file was adopted: asked for often while somebody waits for it.
 pub async fn adopted(State(parts): State<Parts>) -> Json<Value> {
     Json(json!({
+        "config": config(&parts),
         "table_version": parts.adopter.table().version(),
         "considered": parts.adopter.considered().0,
         "considered_crc": parts.adopter.considered().1,

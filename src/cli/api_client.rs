@@ -1,5 +1,8 @@
 //! The running proxy, by its admin address.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -28,6 +31,24 @@ impl ApiClient {
             address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
         }
         Self { agent: settings.into(), base: format!("http://{address}"), token: config.admin.token.clone() }
+    }
+
+    /// Why the proxy that answers is not the one that goes by this file, if that is sure: two of them with the same admin
+    /// address in their files are easily taken for each other. A file that is not on this machine tells nothing.
+    pub fn stranger(&self, path: &Path) -> Option<String> {
+        let adopted = self.get("/api/adopted").ok()?;
+        let theirs = Path::new(adopted["config"].as_str()?);
+        // An edit puts a new file in the place of the old one, also between two looks at the same path.
+        let is_same_path = fs::canonicalize(theirs).ok()? == fs::canonicalize(path).ok()?;
+        let place = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+        let is_other = !is_same_path && place(theirs)? != place(path)?;
+        is_other.then(|| {
+            format!(
+                "the proxy that answers at {} runs with another file, {}; use that one (--config), or give this one's proxy an admin address of its own",
+                self.base,
+                theirs.display()
+            )
+        })
     }
 
     /// Reads.

@@ -221,6 +221,12 @@ impl Way<'_> {
             let copied =
                 if kind == Kind::Backfill { format!("{} keys copied, ", ended["copied"]) } else { String::new() };
             self.tell(routes, step, began.elapsed(), &format!("{copied}{message}"));
+            if ended["matched"] == 0 && !self.as_json {
+                eprintln!(
+                    "{}: no key is on either store; is that how the keys have it? `cutover inventory` lists the providers",
+                    names(routes)
+                );
+            }
             return Ok(());
         }
         let differing = job::differences(&ended);

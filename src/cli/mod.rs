@@ -26,9 +26,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::cli::api_client::ApiClient;
 use crate::config;
 use crate::jobs;
 use crate::routing::Phase;
@@ -373,6 +375,14 @@ pub fn run() -> ExitCode {
 fn execute(cli: &Cli) -> anyhow::Result<u8> {
     let (path, as_json) = (&cli.config, cli.json);
     let config = || config::load(path);
+    // For what is asked of the running proxy: another one's answers would be taken for this one's.
+    let own = || -> anyhow::Result<_> {
+        let config = config()?;
+        match ApiClient::new(&config).stranger(path) {
+            Some(reason) => bail!("{reason}"),
+            None => Ok(config),
+        }
+    };
     match &cli.command {
         Command::Serve { takeover } => {
             let beside = if *takeover { Beside::TakeOver } else { Beside::Refuse };
@@ -381,15 +391,15 @@ fn execute(cli: &Cli) -> anyhow::Result<u8> {
         Command::Init(asked) => init::run(path, asked, as_json),
         Command::Prepare(asked) => prepare::run(&config()?, asked, as_json),
         Command::Check => check::run(&config()?, path, as_json),
-        Command::Status(asked) => status::run(&config()?, asked, as_json),
+        Command::Status(asked) => status::run(&own()?, asked, as_json),
         Command::Health { live } => health::run(&config()?, *live),
-        Command::Audit => audit::run(&config()?, as_json),
+        Command::Audit => audit::run(&own()?, as_json),
         Command::Inventory(asked) => inventory::run(&config()?, asked, as_json),
-        Command::Move(asked) => change::run(&config()?, path, asked, as_json),
-        Command::Migrate(asked) => migrate::run(&config()?, path, asked, as_json),
-        Command::Rollback(asked) => rollback::run(&config()?, path, asked, as_json),
-        Command::Backfill(walk) => job::run(&config()?, jobs::Kind::Backfill, walk, false, as_json),
-        Command::Verify { walk, repair } => job::run(&config()?, jobs::Kind::Verify, walk, *repair, as_json),
+        Command::Move(asked) => change::run(&own()?, path, asked, as_json),
+        Command::Migrate(asked) => migrate::run(&own()?, path, asked, as_json),
+        Command::Rollback(asked) => rollback::run(&own()?, path, asked, as_json),
+        Command::Backfill(walk) => job::run(&own()?, jobs::Kind::Backfill, walk, false, as_json),
+        Command::Verify { walk, repair } => job::run(&own()?, jobs::Kind::Verify, walk, *repair, as_json),
         Command::Completions { shell } => manual::completions(*shell),
         Command::Man { directory } => manual::pages(directory),
     }

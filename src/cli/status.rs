@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::change::{self, Missing};
 use crate::cli::api_client::ApiClient;
 use crate::cli::lines;
-use crate::cli::output::{print_table, say};
+use crate::cli::output::{names, print_table, say};
 use crate::cli::{DONE, Status};
 use crate::config::Config;
 use crate::routing::{SHARES, Table};
@@ -46,6 +46,12 @@ pub fn run(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<u8>
                 say!("\x1b[H\x1b[2J");
             }
             print(&table, &shown);
+            print_jobs(&client.get("/api/jobs")?);
+            if named.is_none() && shown.iter().all(|route| route["kind"] == "default") {
+                say!(
+                    "no provider has a line yet: `cutover inventory` lists them, `cutover migrate ID` moves the first"
+                );
+            }
         }
         if !asked.watch {
             return Ok(DONE);
@@ -134,6 +140,22 @@ fn print(table: &Value, routes: &[Value]) {
     }
     let heads = ["ROUTE", "PHASE", "LEADER", "COPIED", "SYNCED", "DIVERGENCE", "OPS/S"];
     print_table(heads, gathered(routes).iter().map(cells));
+}
+
+/// What walks the stores now.
+fn print_jobs(jobs: &Value) {
+    for job in jobs["jobs"].as_array().into_iter().flatten().filter(|job| job["state"] == "running") {
+        let number = |key: &str| job[key].as_f64().unwrap_or(0.0);
+        let routes: Vec<String> = serde_json::from_value(job["routes"].clone()).unwrap_or_default();
+        say!(
+            "{} {} runs: {:.0}% of the keys scanned, {:.0}/s: {}",
+            job["kind"].as_str().unwrap_or("job"),
+            job["id"],
+            (100.0 * number("scanned") / number("keys_total").max(1.0)).min(100.0),
+            number("keys_per_second"),
+            names(&routes)
+        );
+    }
 }
 
 /// Who holds the lease, where that is worth a line.

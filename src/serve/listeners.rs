@@ -36,7 +36,7 @@ impl Listeners {
                 address if address == config.listen.address => clients.push(listener),
                 address if address == config.admin.address => admin = Some(listener),
                 address => {
-                    tracing::warn!(%address, "inherited a socket that listens where proxy.toml names nothing; closed")
+                    tracing::warn!(%address, "inherited a socket that listens where proxy.toml names nothing; closed: name its address under [listen] or [admin], or take it out of the unit")
                 }
             }
         }
@@ -46,7 +46,7 @@ impl Listeners {
         let admin = match admin {
             Some(admin) => admin,
             None => TcpListener::bind(config.admin.address)
-                .with_context(|| format!("listen on the admin address {}", config.admin.address))?,
+                .with_context(|| in_vain("the admin address ", config.admin.address))?,
         };
         Ok(Self { clients, admin })
     }
@@ -60,8 +60,12 @@ impl Listeners {
 /// One for each worker on the same port; the kernel spreads the clients over them.
 fn bind(address: SocketAddr, count: usize) -> anyhow::Result<Vec<TcpListener>> {
     // SO_REUSEPORT would let two programs share the port without a word: a plain bind finds out.
-    drop(TcpListener::bind(address).with_context(|| format!("listen on {address}"))?);
-    (0..count).map(|_| worker::bind(address).with_context(|| format!("listen on {address}"))).collect()
+    drop(TcpListener::bind(address).with_context(|| in_vain("", address))?);
+    (0..count).map(|_| worker::bind(address).with_context(|| in_vain("", address))).collect()
+}
+
+fn in_vain(which: &str, address: SocketAddr) -> String {
+    format!("listen on {which}{address}; stop whoever has it, or name another address in proxy.toml")
 }
 
 /// Every worker accepts from some socket, and every socket has a worker: fewer sockets than workers are shared.

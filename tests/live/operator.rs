@@ -492,6 +492,34 @@ fn wrong_usage_exits_with_2_what_cannot_be_done_with_1_and_help_reads_as_a_manua
 }
 
 #[test]
+fn a_command_that_reaches_the_proxy_of_another_file_says_so_and_does_nothing() {
+    let proxy = Settings::of(Stores::shared()).phase("901", "standalone").start();
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = folder.path().join("proxy.toml");
+    std::fs::copy(proxy.config_path(), &copy).expect("copy");
+    for words in ["status", "audit", "move 901 --to dual-standalone", "migrate 901 --bake 0s", "backfill 901"] {
+        let told = refused(&cutover(&copy, words).output().expect("run"));
+        assert!(
+            told.contains("runs with another file") && told.contains(&*proxy.config_path().to_string_lossy()),
+            "{told}"
+        );
+    }
+    assert_eq!(phase(&proxy, "901"), "standalone");
+    let missing = cutover(&folder.path().join("none.toml"), "status").output().expect("run");
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(text(&missing.stderr).contains("`cutover init` writes one"), "{}", text(&missing.stderr));
+}
+
+#[test]
+fn a_provider_of_which_there_is_no_key_is_doubted_aloud() {
+    let proxy = Settings::of(Stores::shared()).start();
+    assert!(proxy.cli_ok("status").contains("no provider has a line yet"));
+    let out = proxy.cli("migrate never-seen --bake 0s");
+    assert!(text(&out.stderr).contains("never-seen: no key is on either store"), "{}", text(&out.stderr));
+    assert!(!proxy.cli_ok("status").contains("no provider has a line yet"));
+}
+
+#[test]
 fn a_shell_completes_every_command_and_man_has_a_page_for_each() {
     let folder = tempfile::tempdir().expect("make a folder");
     let cutover = || Command::new(env!("CARGO_BIN_EXE_cutover"));
