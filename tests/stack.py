@@ -94,9 +94,10 @@ class Stores:
 
 
 class Proxy:
-    """A proxy before the stores. `providers`: id and phase of each line; `sections`: further lines of a section."""
+    """A proxy before the stores. `providers`: id and phase of each line; `lease`: the name that it shares with others;
+    `sections`: further lines of a section."""
 
-    def __init__(self, stores, name, providers, **sections):
+    def __init__(self, stores, name, providers, lease=None, **sections):
         self.stores, self.folder = stores, stores.folder / name
         self.folder.mkdir()
         self.port, self.admin = free_port(), free_port()
@@ -117,7 +118,8 @@ keys = ["provider:{{provider}}:*", "*:provider:{{provider}}:*"]{more.get("routin
 [state]
 directory = "{self.folder}/state"
 [lease]
-name = "{name}"
+name = "{lease or name}"
+[bypass]{more.get("bypass", "")}
 [prefixes]{more.get("prefixes", "")}
 [providers]
 """ + "".join(f'"{provider}" = "{phase}"\n' for provider, phase in providers.items()))

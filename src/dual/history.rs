@@ -69,10 +69,13 @@ impl History {
             for to in Phase::ALL {
                 let pubsub = adopted.pubsub.filter(|way| *way == (from, to)).map(|_| "pubsub".to_string());
                 let flips = adopted.flips.iter().filter(|flip| (flip.from, flip.to) == (from, to));
-                let names = || flips.clone().map(|flip| flip.route.to_string()).chain(pubsub.clone());
-                let count = flips.clone().count() + usize::from(pubsub.is_some());
+                let mut routes: Vec<String> = flips.map(|flip| flip.route.to_string()).chain(pubsub).collect();
+                let count = routes.len();
                 if count > 0 {
-                    let routes = names().take(NAMED_MAX).collect();
+                    // Numbers by their value, as everywhere.
+                    let number = |name: &str| name.split("..").next()?.parse::<u64>().ok();
+                    routes.sort_by_cached_key(|name| (number(name).unwrap_or(u64::MAX), name.clone()));
+                    routes.truncate(NAMED_MAX);
                     self.note(adopted.version, Event::Flipped { from, to, count, routes, took_ms, paused_ms });
                 }
             }

@@ -32,6 +32,7 @@ MANY = 10_000
 DESK, PHONE = {"width": 1360, "height": 820}, {"width": 390, "height": 844}
 HOSTILE = '<img src=x onerror="document.title=1">'
 
+ALONE = 'look_every = "0s"'
 PATIENCE = 60_000  # milliseconds; only a test that fails waits that long
 expect.set_options(timeout=PATIENCE)
 
@@ -342,7 +343,7 @@ class Moving(Dashboard):
         expect(page.locator("#toasts")).to_contain_text("there is nothing to copy")
 
     def test_a_token_is_asked_for_once_and_kept_in_the_tab_only(self):
-        proxy = Proxy(STORES, "guarded", {}, admin='token = "open sesame"')
+        proxy = Proxy(STORES, "guarded", {}, bypass=ALONE, admin='token = "open sesame"')
         page = self.open(proxy)
         expect(page.locator("#empty")).to_contain_text("No provider yet")
         self.shoot(page, "empty")
@@ -363,6 +364,135 @@ class Moving(Dashboard):
         page.get_by_role("button", name="Forget token").click()
         self.assertEqual(page.evaluate("sessionStorage.length"), 0)
         proxy.process.end()
+
+
+class Pressing(Dashboard):
+    """Rows come, go and change places while somebody is about to press one."""
+
+    def test_under_the_pointer_the_rows_stay_where_they_are(self):
+        page = self.open()
+        row = page.locator("#row-3")
+        name = row.locator(".name").inner_text()
+        row.hover()
+        redis.Redis(port=PROXY.port).set("provider:0:x", 1)  # the first of all, by its number
+        expect(page.locator("#chips [data-name=standalone] b")).to_have_text(re.compile("^8,"))
+        eventually("the page has heard of it", lambda: page.evaluate("import('/dashboard/feed.js').then(({ state }) => state.rows.has('provider 0'))"))
+        page.wait_for_timeout(1_500)  # a tick more
+        expect(row.locator(".name")).to_have_text(name)
+        expect(page.locator("#row-0 .name")).not_to_have_text("0")
+        page.mouse.move(5, 5)
+        expect(page.locator("#row-0 .name")).to_have_text("0")
+
+    def test_a_press_counts_where_it_went_down_and_came_up_on_the_same_row(self):
+        page = self.open()
+        scroll = page.locator("#scroll")
+        scroll.evaluate("scroll => { scroll.scrollTop = 40 * 31; }")
+        row = page.locator("#row-45")
+        expect(row.locator(".name")).to_have_text("46")
+        row.hover()
+        for place in (".name", "input"):
+            box = row.locator(place).bounding_box()
+            page.mouse.move(box["x"] + 3, box["y"] + box["height"] / 2)
+            page.mouse.down()
+            # The element under the pointer is given to the next route.
+            scroll.evaluate("scroll => { scroll.scrollTop += 31; }")
+            expect(page.locator("#row-46")).to_be_visible()
+            page.wait_for_timeout(100)
+            page.mouse.up()
+            page.wait_for_timeout(200)
+            expect(page.locator("#drawer")).to_be_hidden()
+            expect(page.locator("#selection")).to_be_hidden()
+            scroll.evaluate("scroll => { scroll.scrollTop -= 31; }")
+            page.wait_for_timeout(100)
+        row.locator("input").click()
+        expect(page.locator("#selection strong")).to_have_text("1 selected")
+        expect(row).to_have_attribute("aria-selected", "true")
+        row.locator(".name").click()
+        expect(page.locator("#drawer-title")).to_have_text("46")
+
+    def test_a_press_is_not_taken_where_a_banner_has_just_moved_the_rows(self):
+        page = self.open()
+        page.wait_for_timeout(600)
+        box = page.locator("#row-3 .name").bounding_box()
+        page.mouse.move(box["x"] + 3, box["y"] + 5)
+        page.evaluate("""async () => {
+            document.getElementById("banners").append(Object.assign(document.createElement("p"), { className: "banner", textContent: "news" }));
+            await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+        }""")
+        page.mouse.down()
+        page.mouse.up()
+        page.wait_for_timeout(200)
+        expect(page.locator("#drawer")).to_be_hidden()
+        page.wait_for_timeout(600)
+        page.mouse.down()
+        page.mouse.up()
+        expect(page.locator("#drawer")).to_be_visible()
+
+    def test_a_job_that_begins_does_not_take_the_place_of_the_one_under_the_pointer(self):
+        page = self.open()
+        self.row(page, "3").locator(".check").click()
+        page.get_by_role("button", name="Verify", exact=True).click()
+        toast = page.locator("#toasts")
+        expect(toast).to_have_text(re.compile(r"verify \d+ runs"))
+        name = re.search(r"verify \d+", toast.inner_text())[0]
+        first = page.locator("#job-list .job").first
+        expect(first.locator("strong")).to_have_text(name)
+        expect(first.locator(".state")).to_have_text(re.compile("^done"))
+        first.hover()
+        PROXY.cutover("verify", "3")
+        page.wait_for_timeout(1_500)
+        expect(first.locator("strong")).to_have_text(name)
+        page.mouse.move(5, 5)
+        expect(first.locator("strong")).not_to_have_text(name)
+
+
+class Neighbours(Dashboard):
+    """Others on the same stores, told as `cutover status` tells them. The stores are their own: all proxies there would see them."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="cutover-dashboard-")
+        self.addCleanup(folder.cleanup)
+        self.stores = Stores(folder.name)
+        self.addCleanup(self.stores.end)
+
+    def proxy(self, name, lease):
+        return Proxy(self.stores, name, {"1": "dual-standalone"}, lease=lease, bypass='look_every = "1s"')
+
+    def test_who_holds_the_lease_and_who_has_none_in_common_is_told(self):
+        holder = self.proxy("holder", "shared")
+        page = self.open(holder)
+        expect(page.locator(".banner")).to_have_count(0)
+        follower = self.proxy("follower", "shared")
+        expect(page.locator(".banner.note")).to_contain_text("This proxy holds the lease of the dual routes.")
+        expect(page.locator(".banner.note")).to_contain_text("1 more proxy (127.0.0.1) sends it their traffic.")
+        self.assertEqual(page.title(), "cutover")
+        self.shoot(page, "lease-held")
+        beside = self.open(follower, scheme="dark")
+        expect(beside.locator(".banner.note")).to_contain_text(f"The proxy at redis://127.0.0.1:{holder.port} holds the lease of the dual routes")
+        self.assertIn("gets their traffic from this one", follower.cutover("status"))
+        follower.config.write_text(follower.config.read_text().replace('"1" = "dual-standalone"', '"1" = "dual-cluster"'))
+        expect(beside.locator(".banner.warn")).to_contain_text("so this one goes by its phases, and its proxy.toml says otherwise")
+        self.shoot(beside, "lease-followed")
+        stranger = self.proxy("stranger", "of-its-own")
+        expect(page.locator(".banner.bad")).to_contain_text("Another cutover is connected to these stores.")
+        expect(page.locator(".banner.bad")).to_contain_text("Give both the same lease.name, or stop one.")
+        self.assertEqual(page.title(), "! cutover")
+        self.shoot(page, "stranger")
+        stranger.process.end()
+        expect(page.locator(".banner.bad")).to_have_count(0)
+
+    def test_who_writes_around_the_proxy_is_told_until_it_has_stopped(self):
+        proxy = self.proxy("around", "around")
+        page = self.open(proxy)
+        with redis.Redis(port=self.stores.standalone_port, client_name=HOSTILE.replace(" ", "_")) as program:
+            program.set("provider:1:x", 1)
+            banner = page.locator(".banner.warn")
+            expect(banner).to_contain_text("1 connection writes around the proxy.")
+            expect(banner).to_contain_text(f"({HOSTILE.replace(' ', '_')}) writes to the standalone 127.0.0.1:{self.stores.standalone_port} (set)")
+            self.assertIn("around the proxy (set)", proxy.cutover("status"))
+            expect(page.locator(".canvas .row:visible .mark.warn").first).to_have_text("in doubt")
+            self.shoot(page, "bypass")
+            self.assertEqual(page.locator("img[src=x]").count(), 0)
 
 
 class Trouble(Dashboard):
@@ -391,8 +521,8 @@ class Trouble(Dashboard):
             process.signal(signal.SIGSTOP)
         try:
             expect(page.locator(".tile.cluster .value")).to_have_text("down")
-            expect(page.locator(".banner.bad")).to_contain_text("The cluster does not answer.")
-            expect(page.locator(".banner.bad")).to_contain_text("It leads")
+            banner = page.locator(".banner.bad", has_text="The cluster does not answer.")
+            expect(banner).to_contain_text("It leads")
             self.shoot(page, "store-down")
         finally:
             for process in STORES.cluster:
@@ -403,7 +533,7 @@ class Trouble(Dashboard):
     def test_the_page_says_that_it_is_not_live_and_goes_on_with_the_next_proxy(self):
         page = self.open(scheme="dark")
         PROXY.process.signal(signal.SIGKILL)
-        banner = page.locator(".banner.bad")
+        banner = page.locator(".banner.bad", has_text="connection")
         expect(banner).to_contain_text("No connection to the proxy.")
         expect(page.locator("#live")).to_have_text("not live")
         self.shoot(page, "disconnected")
@@ -443,11 +573,12 @@ def main(words):
     with tempfile.TemporaryDirectory(prefix="cutover-dashboard-") as folder, sync_playwright() as playwright:
         STORES = Stores(folder)
         try:
-            PROXY = Proxy(STORES, "proxy", providers(), routing='flip_timeout = "1s"', cluster='reply_timeout = "1s"', prefixes='"asgi:" = "standalone"')
+            # It looks for nobody: what it would find comes and goes with the tests that start further proxies.
+            PROXY = Proxy(STORES, "proxy", providers(), bypass=ALONE, routing='flip_timeout = "1s"', cluster='reply_timeout = "1s"', prefixes='"asgi:" = "standalone"')
             traffic = Traffic()
             traffic.start()
             BROWSER = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS, timeout=2 * PATIENCE)
-            suites = [unittest.defaultTestLoader.loadTestsFromTestCase(cls) for cls in (Looking, Moving, Trouble)]
+            suites = [unittest.defaultTestLoader.loadTestsFromTestCase(cls) for cls in (Looking, Moving, Pressing, Neighbours, Trouble)]
             tests = [test for suite in suites for test in suite if not words or any(word in str(test) for word in words)]
             result = unittest.TextTestRunner(verbosity=2 if words else 1).run(unittest.TestSuite(tests))
             BROWSER.close()

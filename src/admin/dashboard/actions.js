@@ -243,6 +243,7 @@ export function showHelp() {
 let opened = null;
 
 export function openDrawer(key) {
+  if (!state.rows.has(key)) return;
   opened = { key, facts: el("dl", { class: "sheet" }), ladder: el("div", { class: "steps", role: "group", "aria-label": "Phase" }), past: el("ol", { class: "list" }), lost: el("p", { class: "hint", hidden: true }, "This route is gone from the table.") };
   const row = () => state.rows.get(key);
   const on = act => () => row() && act([row()]);

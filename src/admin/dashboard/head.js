@@ -68,7 +68,7 @@ class Tile {
 
 const requests = new Tile("Requests", "requests"), standalone = new Tile("Standalone", "standalone"), cluster = new Tile("Cluster", "cluster");
 const way = el("article", { class: "tile way", "aria-label": "Providers by phase" },
-  el("h2", {}, "On the way"), el("strong", { class: "value" }), el("span", { class: "note" }),
+  el("h2", {}, "On the cluster"), el("strong", { class: "value" }), el("span", { class: "note" }, el("span"), el("span", { class: "what" })),
   el("div", { class: "bar", "aria-hidden": "true" }, PHASES.map((_, step) => el("i", { class: `p${step}` }))), el("span", { class: "most" }));
 
 export function build() {
@@ -82,8 +82,9 @@ const store = (tile, side, column) => {
 };
 
 export function show() {
-  showLive();
-  showBanners();
+  const banners = [...troubles(), ...notes()];
+  showLive(banners.some(([kind]) => kind !== "note"));
+  showBanners(banners);
   if (!state.head) return;
   const { clients, table_version, uptime_seconds, version, refused_requests } = state.head;
   const turned = refused_requests.crossslot + refused_requests.not_supported;
@@ -99,49 +100,82 @@ function showWay() {
   const at = PHASES.map(name => providers.filter(row => row.phase === name).length);
   const [value, note, bar, most] = [...way.children].slice(1);
   say(value, count(at[2] + at[3]));
-  say(note, `of ${plural(providers.length, "provider")} on the cluster`);
-  [...bar.children].forEach((part, step) => { part.style.flexGrow = at[step]; });
+  say(note.firstChild, `of ${count(providers.length)}`);
+  say(note.lastChild, providers.length === 1 ? " provider" : " providers");
+  [...bar.children].forEach((part, step) => { part.style.flexGrow = at[step]; part.hidden = !at[step]; });
   const rows = [...state.rows.values()], diverged = rows.filter(row => row.open_divergence > 0), doubtful = rows.filter(row => row.in_doubt);
   const keys = diverged.reduce((sum, row) => sum + row.open_divergence, 0);
   say(most, [keys ? `${plural(keys, "key")} diverged in ${plural(diverged.length, "route")}` : "no open divergence", doubtful.length ? `${plural(doubtful.length, "route")} in doubt` : ""].filter(Boolean).join(" · "));
   most.classList.toggle("warn", keys + doubtful.length > 0);
 }
 
-function showLive() {
+function showLive(isTroubled) {
   const live = byId("live");
   live.dataset.state = state.isLive ? "live" : state.problem ? "lost" : "waiting";
   say(live, state.isLive ? "live" : state.problem ? "not live" : "connecting");
   document.body.classList.toggle("stale", !state.isLive && Boolean(state.problem));
-  const trouble = !state.isLive && state.problem || state.head?.refused || state.head && !(state.head.stores.standalone.up && state.head.stores.cluster.up);
-  document.title = `${trouble ? "! " : ""}cutover`;
+  document.title = `${isTroubled ? "! " : ""}cutover`;
 }
 
 const banner = (kind, title, text, more) =>
   el("div", { class: `banner ${kind}` }, el("strong", {}, title), text && el("span", {}, text), more);
 
-let shown = "";
-
-function showBanners() {
-  const banners = [];
+/** What a person must look at: kind, title, text, and a reason word by word, or lines. */
+function troubles() {
   if (!state.isLive && state.problem) {
     const since = state.staleSince ? clock(state.staleSince) : "the beginning";
-    banners.push(["bad", "No connection to the proxy.", state.head ? `What is shown is of ${since}; ${state.problem}. Trying again.` : `Nothing is known yet; ${state.problem}. Trying again.`]);
+    return [["bad", "No connection to the proxy.", state.head ? `What is shown is of ${since}; ${state.problem}. Trying again.` : `Nothing is known yet; ${state.problem}. Trying again.`]];
   }
-  if (state.isLive && state.head) {
-    for (const [side, leads] of [["standalone", ["standalone", "dual-standalone"]], ["cluster", ["dual-cluster", "cluster"]]]) {
-      if (state.head.stores[side].up) continue;
-      const led = [...state.rows.values()].filter(row => leads.includes(row.phase) && row.kind !== "channels").sort((a, b) => a.group - b.group || a.number - b.number).map(row => row.id);
-      const what = led.length ? `It leads ${names(led)}: their requests are refused when its patience is over.` : "It leads no route; what it misses as a follower is counted and repaired when it answers.";
-      banners.push(["bad", `The ${side} does not answer.`, what]);
-    }
-    if (state.head.refused) {
-      banners.push(["warn", `The newest proxy.toml is refused; table ${state.head.table_version} goes on.`, "", state.head.refused]);
-    }
+  if (!state.isLive || !state.head) return [];
+  const { stores, refused, table_version, other_proxies, lease } = state.head;
+  const found = [];
+  for (const [side, leads] of [["standalone", ["standalone", "dual-standalone"]], ["cluster", ["dual-cluster", "cluster"]]]) {
+    if (stores[side].up) continue;
+    const led = [...state.rows.values()].filter(row => leads.includes(row.phase) && row.kind !== "channels").sort((a, b) => a.group - b.group || a.number - b.number).map(row => row.id);
+    const what = led.length ? `It leads ${names(led)}: their requests are refused when its patience is over.` : "It leads no route; what it misses as a follower is counted and repaired when it answers.";
+    found.push(["bad", `The ${side} does not answer.`, what]);
   }
+  if (refused) found.push(["warn", `The newest proxy.toml is refused; table ${table_version} goes on.`, "", refused]);
+  for (const [name, address] of Object.entries(other_proxies)) {
+    found.push(["bad", "Another cutover is connected to these stores.", `${name}, from ${address}: two without a lease in common break the order of writes in dual phases. Give both the same lease.name, or stop one.`]);
+  }
+  if (lease.role === "waits") found.push(["bad", "No proxy holds the lease of the dual routes, whose commands wait.", `${lease.reason ?? "The stores have not been asked yet"}.`]);
+  // What refuses the file names the differences as well.
+  if (lease.differs.length && !refused) found.push(["warn", "This proxy.toml differs from the holder's table.", "The holder's counts, and this file flips nothing meanwhile.", lease.differs]);
+  const now = writers().filter(isWriting);
+  if (now.length) found.push(["warn", `${plural(now.length, "connection")} ${now.length === 1 ? "writes" : "write"} around the proxy.`, `Every dual route is in doubt until ${now.length === 1 ? "it has" : "they have"} stopped and a backfill has gone through.`, told(now)]);
+  return found;
+}
+
+/** What is good to know and asks for nothing. */
+function notes() {
+  if (!state.isLive || !state.head) return [];
+  const { lease, lease_proxies } = state.head;
+  const found = [], others = Object.values(lease_proxies);
+  if (lease.role === "holds" && others.length) found.push(["note", "This proxy holds the lease of the dual routes.", `${plural(others.length, "more proxy", "more proxies")} (${names(others)}) ${others.length === 1 ? "sends" : "send"} it their traffic.`]);
+  if (lease.role === "follows") found.push(["note", `The proxy at ${lease.holder} holds the lease of the dual routes,`, "and gets their traffic from this one. Flips, backfills and verifications are made there."]);
+  const before = writers().filter(writer => !isWriting(writer));
+  if (before.length) found.push(["note", `${plural(before.length, "connection")} wrote around the proxy before.`, "Where a route is in doubt, a backfill ends it.", told(before)]);
+  return found;
+}
+
+const writers = () => [...state.head.bypass].sort((a, b) => b.last_seen - a.last_seen);
+const isWriting = writer => state.head.now_ms / 1000 - writer.last_seen < 60;
+
+/** A line each, as in `cutover status`. */
+function told(writers) {
+  const line = ({ address, name, store, node, command, last_seen }) =>
+    `${address}${name ? ` (${name})` : ""} ${isWriting({ last_seen }) ? "writes" : `wrote until ${clock(last_seen * 1000)}`} to the ${store} ${node} (${command})`;
+  const lines = writers.slice(0, 5).map(line);
+  return [...lines, writers.length > lines.length && `and ${writers.length - lines.length} more; \`cutover status\` lists them`].filter(Boolean);
+}
+
+let shown = "";
+
+function showBanners(banners) {
   // An alert is read out: it is built anew only when it says something else.
   const text = JSON.stringify(banners);
   if (text === shown) return;
   shown = text;
-  byId("banners").replaceChildren(...banners.map(([kind, title, what, why]) => banner(kind, title, what, why && reason(why))));
+  byId("banners").replaceChildren(...banners.map(([kind, title, what, why]) => banner(kind, title, what, Array.isArray(why) ? el("ul", {}, why.map(line => el("li", {}, line))) : why && reason(why))));
 }
-

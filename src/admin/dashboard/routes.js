@@ -3,7 +3,7 @@
 
 import { openDrawer, openMove, openRepair, openRollback, walk } from "./actions.js";
 import { state } from "./feed.js";
-import { button, byId, count, el, phase, PHASES, plural, rate, say } from "./words.js";
+import { button, byId, count, el, phase, PHASES, plural, rate, say, watchPointer } from "./words.js";
 
 const OVERSCAN = 8;
 
@@ -37,6 +37,8 @@ const view = {
 const [grid, scroll, canvas] = ["grid", "scroll", "canvas"].map(byId);
 const pool = [];
 let rowHeight = 31;
+/** While it is on the rows they stay where they are: nobody presses what has just moved there. */
+const pointer = watchPointer(scroll, () => { list(); draw(); });
 
 // What is in the list -----------------------------------------------------------------------------------------------------
 
@@ -59,13 +61,11 @@ function list() {
   for (const key of view.selected) if (!state.rows.has(key)) view.selected.delete(key);
 }
 
-/** After a tick. While the pointer is on the rows they stay where they are: nobody clicks on what has just moved away. */
+/** After a tick. Under the pointer even a route that is gone keeps its place, so that the one below it does. */
 export function refresh({ isWhole, hasMoved }) {
-  if (isWhole || hasMoved) list();
-  else {
-    view.rows = view.rows.map(row => state.rows.get(row.key)).filter(Boolean);
-    if ((view.column.by || view.filter) && !scroll.matches(":hover")) list();
-  }
+  const isHeld = pointer.isOn && view.rows.length > 0;
+  if (!isHeld && (isWhole || hasMoved || view.column.by || view.filter)) list();
+  else view.rows = view.rows.map(row => state.rows.get(row.key) ?? row);
   showChips();
   draw();
 }
@@ -77,21 +77,52 @@ function relist() {
   draw();
 }
 
+// Pressing ----------------------------------------------------------------------------------------------------------------
+
+// An element shows one route after the other. A press counts where it went down and came up on the same route, and the rows
+// had not just been moved by what appeared above them.
+const SETTLED = 400; // milliseconds: longer than it takes to see that something has moved
+let pressed = null, movedAt = -Infinity;
+
+const shownAt = element => pool.find(made => made.row.contains(element))?.key ?? null;
+
+function watchPresses() {
+  document.addEventListener("pointerdown", event => { pressed = { key: shownAt(event.target), at: performance.now() }; }, true);
+  canvas.addEventListener("click", event => {
+    // Without a pointer (assistive technology) nothing can have moved under it.
+    const isMeant = !pressed || pressed.key === shownAt(event.target) && pressed.at - movedAt > SETTLED;
+    pressed = null;
+    if (!isMeant) {
+      event.stopPropagation();
+      event.preventDefault();
+    }
+  }, true);
+  let top = null;
+  const moved = new ResizeObserver(() => {
+    const now = scroll.getBoundingClientRect().top;
+    if (top !== null && now !== top) movedAt = performance.now();
+    top = now;
+  });
+  for (const above of [byId("banners"), byId("chips").parentElement]) moved.observe(above);
+}
+
+function press(key, event) {
+  const index = view.rows.findIndex(row => row.key === key);
+  if (index < 0) return;
+  if (event.target.closest(".check") || event.ctrlKey || event.metaKey || event.shiftKey) return select(index, event.shiftKey);
+  view.active = index;
+  draw();
+  openDrawer(key);
+}
+
 // Drawing -----------------------------------------------------------------------------------------------------------------
 
 function newRow() {
   const check = el("input", { type: "checkbox", tabindex: "-1" });
   const cells = Object.fromEntries(COLUMNS.map(({ name }) => [name, el("div", { role: "gridcell", class: `cell ${name}` })]));
   const row = el("div", { class: "row", role: "row" }, el("div", { role: "gridcell", class: "cell check" }, check), Object.values(cells));
-  const made = { row, check, cells, index: -1, told: "" };
-  check.addEventListener("click", event => { event.stopPropagation(); made.index >= 0 && select(made.index, event.shiftKey); });
-  row.addEventListener("click", event => {
-    if (event.target.closest(".check")) return select(made.index, event.shiftKey);
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return select(made.index, event.shiftKey);
-    view.active = made.index;
-    draw();
-    openDrawer(view.rows[made.index].key);
-  });
+  const made = { row, check, cells, key: null, told: "" };
+  row.addEventListener("click", event => press(made.key, event));
   return made;
 }
 
@@ -110,10 +141,10 @@ function copyCell(row) {
 
 function fill(made, row, index) {
   const isSelected = view.selected.has(row.key), isActive = index === view.active;
-  const job = row.job ? state.jobs.get(row.job) : null;
-  made.index = index;
+  const job = row.job ? state.jobs.get(row.job) : null, isGone = !state.rows.has(row.key);
+  made.key = row.key;
   made.row.style.transform = `translateY(${index * rowHeight}px)`;
-  const told = JSON.stringify([row, job?.scanned, isSelected, isActive, index]);
+  const told = JSON.stringify([row, job?.scanned, isSelected, isActive, isGone, index]);
   if (made.told === told) return;
   made.told = told;
   const { cells } = made;
@@ -121,6 +152,7 @@ function fill(made, row, index) {
   made.row.setAttribute("aria-rowindex", index + 2);
   made.row.setAttribute("aria-selected", isSelected);
   made.row.classList.toggle("active", isActive);
+  made.row.classList.toggle("gone", isGone);
   made.check.checked = isSelected;
   made.check.setAttribute("aria-label", `Select ${row.id}`);
   const isPlain = row.kind === "provider" && !row.covered_by;
@@ -162,7 +194,7 @@ function drawNow() {
     const index = first + at;
     made.row.hidden = index >= last;
     if (index < last) fill(made, view.rows[index], index);
-    else [made.index, made.told] = [-1, ""];
+    else [made.key, made.told] = [null, ""];
   });
   grid.setAttribute("aria-rowcount", view.rows.length + 1);
   byId("columns").style.paddingRight = `${scroll.offsetWidth - scroll.clientWidth}px`;
@@ -324,5 +356,6 @@ export function build() {
   // Not those of the buttons in it, which have keys of their own.
   grid.addEventListener("keydown", event => event.target === grid && key(event));
   new ResizeObserver(draw).observe(scroll);
+  watchPresses();
   sortBy(COLUMNS[0], false);
 }

@@ -2,7 +2,7 @@
 
 import { cancel, showDifferences } from "./actions.js";
 import { state } from "./feed.js";
-import { button, byId, clock, count, date, el, milliseconds, names, phase, plural, rate, reason, say, span } from "./words.js";
+import { button, byId, clock, count, date, el, milliseconds, names, phase, plural, rate, reason, say, span, watchPointer } from "./words.js";
 
 const entries = new Map();
 
@@ -72,9 +72,16 @@ function newEntry(entry) {
 /** The proxy's clock may be another than the browser's. */
 const skew = () => state.head ? state.head.heard - state.head.now_ms : 0;
 
+/** While it is on the jobs they stay in their order, and a new one waits: nobody cancels what has just moved there. */
+const pointer = watchPointer(byId("job-list"), () => show());
+let order = [];
+
 export function show() {
   const jobs = [...state.jobs.values()].sort((a, b) => (b.state === "running") - (a.state === "running") || b.id - a.id);
-  sync(byId("job-list"), jobs, job => job.id, newJob, "No backfill or verification in this run of the proxy.");
+  const kept = order.map(id => state.jobs.get(id)).filter(Boolean);
+  const shown = pointer.isOn && kept.length ? kept : jobs;
+  order = shown.map(job => job.id);
+  sync(byId("job-list"), shown, job => job.id, newJob, "No backfill or verification in this run of the proxy.");
   sync(byId("activity-list"), [...state.history].reverse(), entry => `${entry.number} ${entry.at_ms}`, newEntry, "Nothing was flipped or refused in this run of the proxy.");
   const running = jobs.filter(job => job.state === "running").length;
   say(byId("tab-jobs"), running ? `Jobs ${running}` : "Jobs");

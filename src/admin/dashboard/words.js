@@ -75,3 +75,12 @@ export function reason(text, more = {}) {
 }
 
 export const button = (label, onclick, kind = "", more = {}) => el("button", { type: "button", class: kind, onclick, ...more }, label);
+
+/** Whether a pointer is on an element, and `left` when it has gone. A finger is there while it touches; its click comes after. */
+export function watchPointer(element, left) {
+  const pointer = { isOn: false };
+  let leaving;
+  element.addEventListener("pointerenter", () => { clearTimeout(leaving); pointer.isOn = true; });
+  element.addEventListener("pointerleave", () => { leaving = setTimeout(() => { pointer.isOn = false; left(); }, 300); });
+  return pointer;
+}
