@@ -280,7 +280,9 @@ fn a_backfill_begins_anew_after_a_kill_and_copies_only_what_differs() {
 
 #[test]
 fn a_doubt_that_comes_while_a_backfill_walks_has_it_walk_once_more() {
-    let proxy = Settings::of(Stores::shared()).phase("129", "dual-standalone").start().ready();
+    // Of its own: the walk goes over every key of a store, and is as slow as it is told to.
+    let stores = Stores::start();
+    let proxy = Settings::of(&stores).phase("129", "dual-standalone").start().ready();
     let mut client = proxy.connect();
     let keys: Vec<String> = (0..1_000).map(|n| format!("provider:129:{n}")).collect();
     for key in &keys {
@@ -299,6 +301,6 @@ fn a_doubt_that_comes_while_a_backfill_walks_has_it_walk_once_more() {
     });
     assert!(proxy.log().contains("these routes are walked again"), "{}", proxy.log());
     let made_up = "provider:129:0:made-up".to_string();
-    assert_same(Stores::shared(), &[keys, vec![made_up]].concat());
+    assert_same(&stores, &[keys, vec![made_up]].concat());
     proxy.cli_ok("move 129 --to dual-cluster");
 }
