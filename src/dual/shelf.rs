@@ -36,6 +36,8 @@ pub enum Where {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     Done,
+    /// The store takes nothing more, but what it has counts for longer.
+    Prolonged,
     /// Somebody else was first.
     Overtaken,
     Unreachable,
@@ -136,14 +138,19 @@ impl Shelf {
     /// What is there. `wants`: whether an absent record is to be taken, so that it matters who else is connected.
     pub async fn look(&mut self, wants: bool) -> Seen {
         let key = self.keys[0].clone();
-        let commands: [&[&[u8]]; 4] = [&[b"UNWATCH"], &[b"WATCH", &key], &[b"GET", &key], &[b"TIME"]];
+        let commands: [&[&[u8]]; 5] = [&[b"UNWATCH"], &[b"WATCH", &key], &[b"GET", &key], &[b"TIME"], &[b"PTTL", &key]];
         let Some(answers) = self.ask(&commands).await else { return Seen::Unreachable };
         let Some(now_ms) = time_of(&answers[3]) else { return Seen::Unreachable };
         self.now_ms = now_ms;
         let record = reply::bulk(&answers[2]).filter(|_| !reply::is_null(&answers[2]));
         // What is no record was written by nobody that we know of, and is written over.
-        match record.and_then(|bytes| serde_json::from_slice(bytes).ok()) {
-            Some(record) => Seen::Found { record, now_ms },
+        match record.and_then(|bytes| serde_json::from_slice::<Record>(bytes).ok()) {
+            Some(record) => {
+                // It was prolonged if it is kept for longer than it says.
+                let left = reply::integer(&answers[4]).and_then(|left| u64::try_from(left).ok()).unwrap_or_default();
+                let until_ms = record.until_ms.max((now_ms + left).saturating_sub(ms(KEPT)));
+                Seen::Found { record: Record { until_ms, ..record }, now_ms }
+            }
             None => {
                 self.written = None;
                 // One that may not ask is not alone for all it knows.
@@ -197,7 +204,7 @@ impl Shelf {
 
     /// Writes the record, which lasts that long from the last look on, and the tables if they are not there yet.
     pub async fn write(&mut self, record: &Record, lasts: Duration, tables: &Tables) -> Written {
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let own_id = record.id.clone();
         let record = Record { until_ms: self.now_ms.saturating_add(ms(lasts)), ..record.clone() };
         let kept = ms(KEPT + lasts).to_string();
         let [own, others] = self.keys.clone();
@@ -217,7 +224,22 @@ impl Shelf {
             let is_there = is_new || !answers.ends_with(b":0\r\n");
             self.written = is_there.then_some(tables.number);
         }
-        written
+        match written {
+            Written::Unreachable => self.prolong(&own_id, &kept).await,
+            written => written,
+        }
+    }
+
+    /// A store that is full refuses what is longer than what it has, and every transaction, but lets a key live on: so a
+    /// record's time is what it is kept for, beside what it says. That it was ours when it was prolonged shows behind that.
+    async fn prolong(&mut self, own_id: &str, kept: &str) -> Written {
+        let [own, others] = self.keys.clone();
+        let kept = kept.as_bytes();
+        let commands: [&[&[u8]]; 3] = [&[b"PEXPIRE", &own, kept], &[b"PEXPIRE", &others, kept], &[b"GET", &own]];
+        let is_own = |record: &Record| record.id == own_id && record.connections == own_name() && !record.released;
+        let answers = self.ask(&commands).await;
+        let record = answers.and_then(|answers| serde_json::from_slice::<Record>(reply::bulk(&answers[2])?).ok());
+        if record.as_ref().is_some_and(is_own) { Written::Prolonged } else { Written::Unreachable }
     }
 
     /// Removes both.
@@ -235,6 +257,10 @@ impl Shelf {
             Some(answer) => (Written::Done, answer),
         }
     }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Milliseconds since 1970, of a reply to TIME.

@@ -330,7 +330,7 @@ impl Tenure {
             }
             return Pace::AtOnce;
         }
-        if !written.contains(&Written::Done) {
+        if !written.iter().any(|written| matches!(written, Written::Done | Written::Prolonged)) {
             self.wait("no store takes the record");
             return Pace::Steady;
         }
@@ -403,14 +403,18 @@ impl Tenure {
         if written.contains(&Written::Overtaken) {
             return Pace::AtOnce;
         }
-        if !written.contains(&Written::Done) {
+        let is_written = written.contains(&Written::Done);
+        if !is_written && !written.contains(&Written::Prolonged) {
             return Pace::Soon;
         }
         // Clocks do not go alike, and what was sent at the last moment takes its time.
         self.is_new = false;
         self.parts.desk.fence.hold(asked, self.parts.lasts * 4 / 5);
         self.show("holds", Some(&self.parts.url.clone()), None);
-        self.answer_waiting().await;
+        // The others learn of a table from what is written.
+        if is_written {
+            self.answer_waiting().await;
+        }
         Pace::Steady
     }
 

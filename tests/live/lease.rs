@@ -434,3 +434,30 @@ fn a_store_that_is_down_stops_neither_a_holder_nor_its_successor_and_a_clean_end
     second.cli_ok("verify 710 --rate 0");
     assert_equal(&stores, "710");
 }
+
+/// What they have is not written anew then, and yet it is kept.
+#[test]
+fn stores_that_are_full_do_not_end_the_lease() {
+    let stores = Stores::start();
+    let (mut first, second) = pair(&settings(&stores).phase("9", "dual-standalone"));
+    let mut clients = [first.connect(), second.connect()];
+    clients.iter_mut().for_each(|client| drop(run(client, "SET provider:9:a 1")));
+    let all = || stores.nodes[..3].iter().chain([&stores.standalone]);
+    all().for_each(|store| drop(run(&mut store.connect(), "CONFIG SET maxmemory 1")));
+    let until = Instant::now() + Duration::from_secs(7);
+    while Instant::now() < until {
+        for client in &mut clients {
+            assert_eq!(run(client, "GET provider:9:a"), Value::BulkString(b"1".to_vec()));
+            let refused = try_run(client, "SET provider:9:a 2").expect_err("it is full").to_string();
+            assert!(refused.contains("OOM"), "{refused}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!([role(&first), role(&second)], ["holds", "follows"]);
+    all().for_each(|store| drop(run(&mut store.connect(), "CONFIG SET maxmemory 0")));
+    clients.iter_mut().for_each(|client| drop(run(client, "SET provider:9:a 3")));
+    assert!(!first.log().contains("has ended"), "{}", first.log());
+    // Whoever comes after it finds the record as the holder left it.
+    first.kill();
+    eventually("the second takes over", || role(&second) == "holds");
+}
