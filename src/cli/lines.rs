@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crate::cli::progress::Progress;
 use crate::config::Config;
 use crate::jobs::inventory;
-use crate::routing::{RouteName, Side, Table};
+use crate::routing::{RouteName, Side, Table, in_order};
 use crate::serve;
 use crate::store::link::Endpoint;
 use crate::store::{SlotMap, topology};
@@ -44,14 +44,6 @@ pub fn everyone(config: &Config, as_json: bool) -> anyhow::Result<Everyone> {
 pub fn providers(config: &Config) -> Vec<String> {
     let ranges = config.routing.ranges.iter().map(|(first, last, _)| format!("{first}..{last}"));
     in_order(ranges.chain(config.routing.providers.iter().map(|(id, _)| id.clone())))
-}
-
-/// Numbers and ranges by their value, the rest behind them.
-fn in_order(ids: impl IntoIterator<Item = String>) -> Vec<String> {
-    let mut ids: Vec<String> = ids.into_iter().collect();
-    let number = |id: &str| id.split("..").next().and_then(|first| first.parse::<u64>().ok()).unwrap_or(u64::MAX);
-    ids.sort_by_cached_key(|id| (number(id), id.clone()));
-    ids
 }
 
 fn in_stores(config: &Config, table: &Table, as_json: bool) -> anyhow::Result<BTreeSet<Vec<u8>>> {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::dual::adopt::Adopted;
-use crate::routing::Phase;
+use crate::routing::{Phase, in_order};
 
 /// Entries that are remembered.
 const ENTRIES_MAX: usize = 100;
@@ -69,12 +69,9 @@ impl History {
             for to in Phase::ALL {
                 let pubsub = adopted.pubsub.filter(|way| *way == (from, to)).map(|_| "pubsub".to_string());
                 let flips = adopted.flips.iter().filter(|flip| (flip.from, flip.to) == (from, to));
-                let mut routes: Vec<String> = flips.map(|flip| flip.route.to_string()).chain(pubsub).collect();
+                let mut routes = in_order(flips.map(|flip| flip.route.to_string()).chain(pubsub));
                 let count = routes.len();
                 if count > 0 {
-                    // Numbers by their value, as everywhere.
-                    let number = |name: &str| name.split("..").next()?.parse::<u64>().ok();
-                    routes.sort_by_cached_key(|name| (number(name).unwrap_or(u64::MAX), name.clone()));
                     routes.truncate(NAMED_MAX);
                     self.note(adopted.version, Event::Flipped { from, to, count, routes, took_ms, paused_ms });
                 }

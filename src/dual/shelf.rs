@@ -40,6 +40,8 @@ pub enum Written {
     Prolonged,
     /// Somebody else was first.
     Overtaken,
+    /// It answered, with an error.
+    Refused,
     Unreachable,
 }
 
@@ -97,7 +99,7 @@ impl Shelf {
     }
 
     /// Asks; an error of any of the commands ends the connection.
-    async fn ask(&mut self, commands: &[&[&[u8]]]) -> Option<Vec<Bytes>> {
+    async fn ask(&mut self, commands: &[&[&[u8]]]) -> Result<Vec<Bytes>, Written> {
         let asked = tokio::time::timeout(self.patience, self.ask_now(commands)).await;
         let answers = asked.unwrap_or(Err(LinkError::TimedOut)).ok();
         let is_refused = |answers: &Vec<Bytes>| answers.iter().any(|answer| reply::is_error(answer));
@@ -109,9 +111,9 @@ impl Shelf {
             if let Where::Cluster { refresh, .. } = &self.place {
                 refresh.notify_one();
             }
-            return None;
+            return Err(answers.map_or(Written::Unreachable, |_| Written::Refused));
         }
-        answers
+        answers.ok_or(Written::Unreachable)
     }
 
     async fn ask_now(&mut self, commands: &[&[&[u8]]]) -> Result<Vec<Bytes>, LinkError> {
@@ -139,7 +141,7 @@ impl Shelf {
     pub async fn look(&mut self, wants: bool) -> Seen {
         let key = self.keys[0].clone();
         let commands: [&[&[u8]]; 5] = [&[b"UNWATCH"], &[b"WATCH", &key], &[b"GET", &key], &[b"TIME"], &[b"PTTL", &key]];
-        let Some(answers) = self.ask(&commands).await else { return Seen::Unreachable };
+        let Ok(answers) = self.ask(&commands).await else { return Seen::Unreachable };
         let Some(now_ms) = time_of(&answers[3]) else { return Seen::Unreachable };
         self.now_ms = now_ms;
         let record = reply::bulk(&answers[2]).filter(|_| !reply::is_null(&answers[2]));
@@ -190,7 +192,7 @@ impl Shelf {
             return;
         }
         let name = format!("{}:{number}", own_name());
-        if self.ask(&[&[b"CLIENT", b"SETNAME", name.as_bytes()]]).await.is_some() {
+        if self.ask(&[&[b"CLIENT", b"SETNAME", name.as_bytes()]]).await.is_ok() {
             self.told = Some(number);
         }
     }
@@ -198,7 +200,7 @@ impl Shelf {
     /// The holder's tables.
     pub async fn tables(&mut self) -> Option<Tables> {
         let key = self.keys[1].clone();
-        let answers = self.ask(&[&[b"GET", &key]]).await?;
+        let answers = self.ask(&[&[b"GET", &key]]).await.ok()?;
         serde_json::from_slice(reply::bulk(&answers[0])?).ok()
     }
 
@@ -225,7 +227,7 @@ impl Shelf {
             self.written = is_there.then_some(tables.number);
         }
         match written {
-            Written::Unreachable => self.prolong(&own_id, &kept).await,
+            Written::Refused => self.prolong(&own_id, &kept).await,
             written => written,
         }
     }
@@ -237,9 +239,9 @@ impl Shelf {
         let kept = kept.as_bytes();
         let commands: [&[&[u8]]; 3] = [&[b"PEXPIRE", &own, kept], &[b"PEXPIRE", &others, kept], &[b"GET", &own]];
         let is_own = |record: &Record| record.id == own_id && record.connections == own_name() && !record.released;
-        let answers = self.ask(&commands).await;
+        let answers = self.ask(&commands).await.ok();
         let record = answers.and_then(|answers| serde_json::from_slice::<Record>(reply::bulk(&answers[2])?).ok());
-        if record.as_ref().is_some_and(is_own) { Written::Prolonged } else { Written::Unreachable }
+        if record.as_ref().is_some_and(is_own) { Written::Prolonged } else { Written::Refused }
     }
 
     /// Removes both.
@@ -251,10 +253,10 @@ impl Shelf {
 
     async fn exec(&mut self, commands: &[Vec<&[u8]>]) -> (Written, Bytes) {
         let commands: Vec<&[&[u8]]> = commands.iter().map(Vec::as_slice).collect();
-        match self.ask(&commands).await.and_then(|mut answers| answers.pop()) {
-            None => (Written::Unreachable, Bytes::new()),
-            Some(answer) if reply::is_null(&answer) => (Written::Overtaken, answer),
-            Some(answer) => (Written::Done, answer),
+        match self.ask(&commands).await.map(|mut answers| answers.pop().unwrap_or_default()) {
+            Err(why) => (why, Bytes::new()),
+            Ok(answer) if reply::is_null(&answer) => (Written::Overtaken, answer),
+            Ok(answer) => (Written::Done, answer),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::jobs::reader::Reader;
 use crate::jobs::scan::{Visit, Walk};
 use crate::jobs::{Context, Job, JobError, Marks};
 use crate::resp::reply;
-use crate::routing::{Coverage, Key, Phase, Route, RouteName, Side, Table};
+use crate::routing::{Coverage, Key, Phase, Route, RouteName, Side, Table, in_order};
 
 /// Copies in flight, and about how many bytes: enough to hide a round trip.
 const IN_FLIGHT: usize = 64;
@@ -58,9 +58,7 @@ pub async fn run(context: &Context, job: &Job, routes: &HashSet<RouteName>) -> R
 }
 
 fn names(routes: &HashSet<RouteName>) -> Vec<String> {
-    let mut names: Vec<String> = routes.iter().map(RouteName::to_string).collect();
-    names.sort_unstable();
-    names
+    in_order(routes.iter().map(RouteName::to_string))
 }
 
 /// Gives those whose proof was spoiled meanwhile.

@@ -18,7 +18,7 @@ pub use phase::{Coverage, Phase, Side};
 pub use plan::Plan;
 pub use reserved::{RESERVED_COPIES, RESERVED_LEASES, is_reserved};
 pub use scope::Scope;
-pub use table::{Ack, ClusterKeys, DualState, Route, RouteName, RoutingSpec, SHARES, Table, share_of};
+pub use table::{Ack, ClusterKeys, DualState, Route, RouteName, RoutingSpec, SHARES, Table, in_order, share_of};
 
 #[cfg(test)]
 pub(crate) use table::tests::spec as sample_spec;

@@ -28,6 +28,14 @@ pub enum RouteName {
     OtherKeys,
 }
 
+/// Names of routes as people read them: numbers and ranges by their value, the rest behind them.
+pub fn in_order(names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut names: Vec<String> = names.into_iter().collect();
+    let number = |name: &str| name.split("..").next().and_then(|first| first.parse::<u64>().ok()).unwrap_or(u64::MAX);
+    names.sort_by_cached_key(|name| (number(name), name.clone()));
+    names
+}
+
 impl RouteName {
     /// The hash under which requests of the route are counted in; the same in every table and every process.
     pub fn route_hash(&self) -> u64 {
