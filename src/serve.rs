@@ -435,7 +435,7 @@ impl Program {
             );
         }
         for key in diverged {
-            self.peers.send(self.peers.lane_of(&key), Message::Recover { key });
+            self.peers.send(self.peers.lane_of(&key.name), Message::Recover { key });
         }
         let cut_off = self.jobs.cut_off();
         let is_walked = |route: &RouteName| cut_off.iter().any(|record: &Record| record.covers(route));

@@ -169,7 +169,7 @@ impl Inner {
         let is_sharded = request.arg(0).eq_ignore_ascii_case(b"SPUBLISH");
         let slot = if is_sharded { slot::of(request.arg(1)) } else { MEETING_SLOT };
         let target = if side == Side::Standalone { Target::Standalone { db: self.db } } else { Target::Slot(slot) };
-        let waiter = EngineWaiter::Published { engine: self.clone(), to, ticket, asked: Box::new((request, target)) };
+        let waiter = EngineWaiter::Published { engine: self.clone(), to, asked: Box::new((ticket, request, target)) };
         match side {
             Side::Standalone => self.stores.standalone(self.db, bytes, Some(protocol), waiter),
             Side::Cluster => self.stores.cluster(slot, bytes, Some(protocol), waiter),

@@ -28,6 +28,7 @@ use crate::dual::journal::Journal;
 use crate::dual::lane::{Lane, Mode, Order, Outcome, Work};
 use crate::dual::message::{Message, Peers, Way};
 use crate::dual::operation::{LaneOp, LaneReply, Standing};
+use crate::dual::passing::{Asker, Passing};
 use crate::dual::probe::{Probes, Timing};
 use crate::dual::shadow::Shadowing;
 use crate::dual::slow_log::SlowLog;
@@ -94,15 +95,23 @@ pub enum EngineWaiter {
     Renamed {
         engine: Rc<Inner>,
         to: ReplyTo,
-        ticket: Ticket,
-        asked: Box<(u32, Request, &'static CommandSpec)>,
+        asked: Box<(Ticket, u32, Request, &'static CommandSpec)>,
     },
     /// A message, whose receivers are counted.
     Published {
         engine: Rc<Inner>,
         to: ReplyTo,
-        ticket: Ticket,
-        asked: Box<(Request, Target)>,
+        asked: Box<(Ticket, Request, Target)>,
+    },
+    /// A command that goes the short way through its lane, and the same on its way to the follower.
+    Passed {
+        engine: Rc<Inner>,
+        asker: Asker,
+        passing: Passing,
+    },
+    Repeated {
+        engine: Rc<Inner>,
+        passing: Passing,
     },
     /// Somebody on this worker awaits the reply.
     Once(oneshot::Sender<Result<Bytes, LinkError>>),
@@ -121,10 +130,12 @@ pub enum EngineWaiter {
     Followed {
         engine: Rc<Inner>,
         op: usize,
+        is_awaited: bool,
     },
     Checked {
         engine: Rc<Inner>,
         op: usize,
+        is_awaited: bool,
     },
     /// A read that was repeated on the follower.
     Shadowed {
@@ -133,22 +144,27 @@ pub enum EngineWaiter {
     },
 }
 
+// It is moved in and out of a link's queue with each request.
+const _: () = assert!(size_of::<EngineWaiter>() <= 48);
+
 impl Waiter for EngineWaiter {
-    fn complete(self, outcome: Result<Reply<'_>, LinkError>) {
+    fn complete(self, request: Bytes, outcome: Result<Reply<'_>, LinkError>) {
         match self {
             Self::Direct { engine, to, ticket } => {
                 engine.pause.sessions.leave(ticket);
                 to.port.deliver(to.seq, outcome.map_err(|error| refusal_of(&error)));
             }
-            Self::Renamed { engine, to, ticket, asked } => {
+            Self::Passed { engine, asker, passing } => engine.passed(request, (asker, passing), outcome),
+            Self::Repeated { engine, passing } => engine.repeated(request, passing, outcome),
+            Self::Renamed { engine, to, asked } => {
+                let (ticket, db, request, spec) = *asked;
                 engine.pause.sessions.leave(ticket);
-                let (db, request, spec) = *asked;
                 let own = |reply| engine.own_reply(db, spec, &request, reply);
                 let outcome = outcome.map_err(|error| refusal_of(&error)).map(own);
                 to.port.deliver(to.seq, outcome);
             }
-            Self::Published { engine, to, ticket, asked } => {
-                let (request, target) = *asked;
+            Self::Published { engine, to, asked } => {
+                let (ticket, request, target) = *asked;
                 engine.pause.sessions.leave(ticket);
                 let outcome = outcome.map_err(|error| refusal_of(&error)).map(|reply| {
                     match engine.heard(&target, &request, reply.bytes()) {
@@ -165,9 +181,17 @@ impl Waiter for EngineWaiter {
             Self::Probe(timing) => timing.answered(outcome.map(drop)),
             Self::Led { engine, op } => engine.led(op, outcome),
             Self::Asked { engine, op, question } => engine.asked(op, question, outcome),
-            Self::Followed { engine, op } => engine.followed(op, outcome),
-            Self::Checked { engine, op } => engine.checked(op, outcome),
+            Self::Followed { engine, op, .. } => engine.followed(op, outcome),
+            Self::Checked { engine, op, .. } => engine.checked(op, outcome),
             Self::Shadowed { engine, op } => engine.shadowed(op, outcome),
+        }
+    }
+
+    fn can_wait(&self) -> bool {
+        match self {
+            Self::Repeated { .. } => true,
+            Self::Followed { is_awaited, .. } | Self::Checked { is_awaited, .. } => !is_awaited,
+            _ => false,
         }
     }
 }
@@ -188,8 +212,8 @@ pub struct Engine(pub(super) Rc<Inner>);
 
 /// A request about one key, ready for its store.
 pub(super) struct Addressed {
-    to: Target,
-    request: Bytes,
+    pub(super) to: Target,
+    pub(super) request: Bytes,
 }
 
 /// What all clones of an engine share.
@@ -563,8 +587,8 @@ impl Inner {
     pub(super) fn send(&self, addressed: Addressed, protocol: Option<Protocol>, waiter: EngineWaiter) {
         let Addressed { to, request } = addressed;
         if !self.stores.fence().is_holder() {
-            return waiter
-                .complete(Err(LinkError::Down("this proxy does not hold the lease of the dual routes".into())));
+            let error = LinkError::Down("this proxy does not hold the lease of the dual routes".into());
+            return waiter.complete(request, Err(error));
         }
         match to {
             Target::Standalone { db } => self.stores.standalone(db, request, protocol, waiter),
@@ -590,7 +614,7 @@ impl Inner {
         };
         let engine = self.clone();
         let waiter = match command::tells_keys(spec) {
-            true => EngineWaiter::Renamed { engine, to, ticket, asked: Box::new((db, request, spec)) },
+            true => EngineWaiter::Renamed { engine, to, asked: Box::new((ticket, db, request, spec)) },
             false => EngineWaiter::Direct { engine, to, ticket },
         };
         self.stores.cluster(slot, renamed, Some(protocol), waiter);

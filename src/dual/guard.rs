@@ -47,7 +47,7 @@ impl Guard {
         let peers = &self.engine.0.peers;
         let ask = |key: &Key, message: &dyn Fn(Key, oneshot::Sender<Result<(), Refusal>>) -> Message| {
             let (done, ended) = oneshot::channel();
-            peers.send(peers.lane_of(key), message(key.clone(), done));
+            peers.send(peers.lane_of(&key.name), message(key.clone(), done));
             (key.clone(), ended)
         };
         let give_back = |key, done| Message::Return { key, outcome, done: Some(done) };
@@ -69,15 +69,15 @@ impl Guard {
         let peers = &self.engine.0.peers;
         if outcome != Outcome::Refused {
             for key in self.resync.drain(..).chain(self.shared.drain(..)) {
-                peers.send(peers.lane_of(&key), Message::Resync { key, way: Way::Whole, done: None });
+                peers.send(peers.lane_of(&key.name), Message::Resync { key, way: Way::Whole, done: None });
             }
         }
         for key in self.lent.drain(..) {
-            peers.send(peers.lane_of(&key), Message::Return { key, outcome, done: None });
+            peers.send(peers.lane_of(&key.name), Message::Return { key, outcome, done: None });
         }
         let release = |key: Key| {
             let (done, ended) = oneshot::channel();
-            peers.send(peers.lane_of(&key), Message::Release { key, outcome, done });
+            peers.send(peers.lane_of(&key.name), Message::Release { key, outcome, done });
             ended
         };
         self.held.drain(..).map(release).collect()
@@ -174,7 +174,7 @@ impl Engine {
                 Hold::Yes => Message::Hold { key: key.clone(), granted: answer },
                 Hold::No => Message::Lend { key: key.clone(), done: answer },
             };
-            self.0.peers.send(self.0.peers.lane_of(&key), message);
+            self.0.peers.send(self.0.peers.lane_of(&key.name), message);
             if let Err(refusal) = wait.await.unwrap_or(Err(Refusal::UnknownOutcome)) {
                 guard.finish(Outcome::Refused).await;
                 return Err(refusal);

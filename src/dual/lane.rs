@@ -526,7 +526,6 @@ impl<O: Clone + PartialEq> Lane<O> {
             return;
         }
         match outcome {
-            Outcome::Done if whole && !self.entries.contains_key(key) => self.present.add(generation, key),
             Outcome::Done => {}
             Outcome::Refused | Outcome::Doubt => self.diverge(key, orders),
         }
@@ -659,6 +658,12 @@ impl<O: Clone + PartialEq> Lane<O> {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.is_journaled = true;
         }
+    }
+
+    /// Whether a key is exceptional. Of another an operation of a mirrored route that reads it or overwrites it is led, and
+    /// repeated if it succeeds, without a trace in the lane: nobody needs to tell it of one.
+    pub fn remembers(&self, key: impl FnOnce() -> Key) -> bool {
+        !self.entries.is_empty() && self.entries.contains_key(&key())
     }
 
     /// Whether nothing is in flight or known to differ: of this key, or, diverged, of any.

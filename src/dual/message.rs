@@ -122,9 +122,9 @@ pub struct RemoteOp {
 pub struct Peers(pub Arc<Vec<mpsc::UnboundedSender<Message>>>);
 
 impl Peers {
-    /// The worker whose lane owns the key.
-    pub fn lane_of(&self, key: &Key) -> usize {
-        if self.0.len() == 1 { 0 } else { crc32fast::hash(&key.name) as usize % self.0.len() }
+    /// The worker whose lane owns the keys of that name.
+    pub fn lane_of(&self, name: &[u8]) -> usize {
+        if self.0.len() == 1 { 0 } else { crc32fast::hash(name) as usize % self.0.len() }
     }
 
     /// Sends to one worker; a worker that has ended drops it, and with it whatever waits for an answer.
@@ -135,7 +135,7 @@ impl Peers {
     /// Copies a key from leader to follower through its lane.
     pub async fn resync(&self, key: Key) -> Result<(), Refusal> {
         let (done, ended) = oneshot::channel();
-        self.send(self.lane_of(&key), Message::Resync { key, way: Way::Whole, done: Some(done) });
+        self.send(self.lane_of(&key.name), Message::Resync { key, way: Way::Whole, done: Some(done) });
         ended.await.unwrap_or(Err(Refusal::UnknownOutcome))
     }
 }

@@ -21,6 +21,7 @@ pub mod lane;
 pub mod lease;
 mod message;
 mod operation;
+mod passing;
 mod pieces;
 mod presence;
 mod probe;

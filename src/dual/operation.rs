@@ -12,6 +12,7 @@ use crate::dual::engine::{Caller, EngineWaiter, Inner, ReplyTo, refusal_of};
 use crate::dual::gate::Ticket;
 use crate::dual::lane::{AskForCopy, Lane, Mode, Order, Outcome, Work};
 use crate::dual::message::{Message, RemoteOp};
+use crate::dual::passing::Asker;
 use crate::dual::shadow::{self, Shadow};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::{self, Protocol};
@@ -46,10 +47,10 @@ pub struct LaneOp {
 /// What an operation has to know of its key's route, without holding on to the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Standing {
-    route_hash: u64,
-    leader: Side,
+    pub(super) route_hash: u64,
+    pub(super) leader: Side,
     pub(super) follower: Option<Side>,
-    mode: Mode,
+    pub(super) mode: Mode,
     generation: u32,
 }
 
@@ -97,6 +98,25 @@ impl LaneOp {
             in_lane: false,
         }
     }
+
+    /// One that a mirrored write becomes which has gone the short way so far: the leader has answered it, `led`.
+    pub(super) fn of_passing(
+        key: Key,
+        standing: Standing,
+        ticket: Ticket,
+        command: LaneCommand,
+        led: Result<Bytes, LinkError>,
+    ) -> Self {
+        let led = Some(led);
+        let (command, to) = (Some(command), LaneReply::Nobody);
+        Self { command, follow: true, whole: true, led, ..Self::new(key, standing, to, ticket) }
+    }
+
+    /// Its effect, the request itself, is at the follower.
+    pub(super) fn await_effect(&mut self) {
+        self.effect = Some(Effect { bytes: Bytes::new(), answer: None, expiry: None });
+        self.awaited = 1;
+    }
 }
 
 /// A client's command with one key.
@@ -129,12 +149,12 @@ impl Inner {
         ticket: Ticket,
     ) {
         let Caller { db, protocol, to } = caller;
-        let key = Key { name: request.arg_bytes(first), db };
-        let owner = self.peers.lane_of(&key);
+        let owner = self.peers.lane_of(request.arg(first));
         if owner == self.worker {
             self.pause.sessions.leave(ticket);
-            return self.arrive((request, spec, first), key, standing, protocol, LaneReply::Local(to));
+            return self.arrive((request, spec, first), db, standing, protocol, Asker::Here(to));
         }
+        let key = Key { name: request.arg_bytes(first), db };
         let id = self.remote.borrow_mut().insert((to, ticket));
         let op = RemoteOp { request, spec, first, key, protocol, worker: self.worker, id };
         self.peers.send(owner, Message::Lane(Box::new(op)));
@@ -144,24 +164,32 @@ impl Inner {
     pub(super) fn arrive_from_afar(self: &Rc<Self>, op: RemoteOp) {
         let RemoteOp { request, spec, first, key, protocol, worker, id } = op;
         let standing = self.standing(&key);
-        self.arrive((request, spec, first), key, standing, protocol, LaneReply::Remote { worker, id });
+        self.arrive((request, spec, first), key.db, standing, protocol, Asker::Afar { worker, id });
     }
 
     fn arrive(
         self: &Rc<Self>,
         (request, spec, first): (Request, &'static CommandSpec, usize),
-        key: Key,
+        db: u32,
         standing: Standing,
         protocol: Protocol,
-        to: LaneReply,
+        asker: Asker,
     ) {
         let outline = effect::outline(spec, &request);
         let is_synced = matches!(standing.mode, Mode::Mirror { synced: true } | Mode::Both { synced: true });
         let is_shadowed =
             outline.work == Work::Read && is_synced && self.shadowing.is_due() && shadow::likeness(spec).is_some();
-        let shadow = if is_shadowed { Shadow::First } else { Shadow::No };
+        let (request, asker, shadow) = if is_shadowed {
+            (request, asker, Shadow::First)
+        } else {
+            match self.pass((request, first), db, (&standing, outline), protocol, asker) {
+                Ok(()) => return,
+                Err((request, asker)) => (request, asker, Shadow::No),
+            }
+        };
+        let key = Key { name: request.arg_bytes(first), db };
         let command = LaneCommand { request, spec, first, form: outline.form, protocol, shadow };
-        self.enter_lane(standing, key, Some(command), outline.work, to);
+        self.enter_lane(standing, key, Some(command), outline.work, asker.into());
     }
 
     /// How the route of a key stands now.
@@ -341,7 +369,7 @@ impl Inner {
     }
 
     pub(super) fn follow(self: &Rc<Self>, op: usize) {
-        let (addressed, protocol, check) = {
+        let (addressed, protocol, check, is_awaited) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
             let (Some(effect), Some(command)) = (&mut entry.effect, &entry.command) else { return };
@@ -353,11 +381,11 @@ impl Inner {
             entry.awaited = 1 + usize::from(check.is_some());
             // It is sent once.
             let bytes = std::mem::take(&mut effect.bytes);
-            (self.address(side, (&entry.key, first), bytes), command.protocol, check)
+            (self.address(side, (&entry.key, first), bytes), command.protocol, check, entry.in_lane)
         };
-        self.send(addressed, Some(protocol), EngineWaiter::Followed { engine: self.clone(), op });
+        self.send(addressed, Some(protocol), EngineWaiter::Followed { engine: self.clone(), op, is_awaited });
         if let Some(check) = check {
-            self.send(check, None, EngineWaiter::Checked { engine: self.clone(), op });
+            self.send(check, None, EngineWaiter::Checked { engine: self.clone(), op, is_awaited });
         }
     }
 

@@ -205,7 +205,7 @@ impl Copier<'_> {
     fn send(&self, key: Key, bytes: u64) -> oneshot::Receiver<Result<(), crate::resp::refusal::Refusal>> {
         let (done, wait) = oneshot::channel();
         let peers = &self.context.peers;
-        let lane = peers.lane_of(&key);
+        let lane = peers.lane_of(&key.name);
         let way = if self.context.copying.is_large(bytes) { Way::InPieces } else { Way::IfDifferent };
         peers.send(
             lane,

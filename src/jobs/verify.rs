@@ -136,7 +136,7 @@ impl Comparer<'_> {
         if !first_touch {
             return peers.resync(key.clone()).await.is_ok();
         }
-        let lane = peers.lane_of(key);
+        let lane = peers.lane_of(&key.name);
         let (granted, wait) = oneshot::channel();
         peers.send(lane, Message::Hold { key: key.clone(), granted });
         if !matches!(wait.await, Ok(Ok(()))) {

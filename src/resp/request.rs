@@ -60,6 +60,11 @@ impl Request {
         &self.bytes[start as usize..end as usize]
     }
 
+    /// Where in the frame argument `index` stands.
+    pub fn place(&self, index: usize) -> ArgRange {
+        self.args[index]
+    }
+
     /// Argument `index` as a view that keeps the frame alive.
     pub fn arg_bytes(&self, index: usize) -> Bytes {
         let ArgRange { start, end } = self.args[index];

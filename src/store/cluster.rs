@@ -74,7 +74,7 @@ impl<W: Waiter> Item<W> {
     /// The end of it, with an error.
     pub(super) fn give_up(self, error: LinkError) {
         self.stores.end_probe(self.to, self.is_probe, Probe::Failed);
-        self.waiter.complete(Err(error));
+        self.waiter.complete(self.request, Err(error));
     }
 
     /// Not now: waits in a hold and is tried again, until the store's patience ends.
@@ -157,12 +157,16 @@ impl<W: Waiter> Pending for Item<W> {
         Outgoing { prefix, request: &self.request, replies: self.replies + asking, protocol: self.protocol }
     }
 
+    fn can_wait(&self) -> bool {
+        self.waiter.can_wait()
+    }
+
     fn reply(mut self, answer: Reply<'_>) {
         let frame = answer.bytes();
         let held = self.stores.is_holding();
         if !frame.starts_with(b"-") || self.to == Destination::Node {
             let (stores, to, is_probe) = (held.then(|| self.stores.clone()), self.to, self.is_probe);
-            self.waiter.complete(Ok(answer));
+            self.waiter.complete(self.request, Ok(answer));
             if let Some(stores) = stores {
                 stores.end_probe(to, is_probe, Probe::Passed);
                 stores.release(to);
@@ -175,7 +179,7 @@ impl<W: Waiter> Pending for Item<W> {
         match judge(frame, to) {
             Verdict::Answer => {
                 stores.end_probe(to, self.is_probe, Probe::Passed);
-                self.waiter.complete(Ok(answer));
+                self.waiter.complete(self.request, Ok(answer));
             }
             Verdict::Later(error) => {
                 stores.refresh();

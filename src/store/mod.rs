@@ -93,8 +93,12 @@ impl Reply<'_> {
 /// Whoever waits for the answer to a request. Called exactly once, on the worker's thread, from inside the link's read
 /// loop or from `submit` itself when nothing could be sent; it may submit further requests.
 pub trait Waiter: 'static {
-    /// Takes the answer.
-    fn complete(self, outcome: Result<Reply<'_>, LinkError>);
+    /// Takes the answer, and the request back that it answers.
+    fn complete(self, request: Bytes, outcome: Result<Reply<'_>, LinkError>);
+    /// Nobody is kept waiting by the answer, so that the request may go out together with later ones.
+    fn can_wait(&self) -> bool {
+        false
+    }
 }
 
 /// How to reach and greet a node.

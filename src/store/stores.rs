@@ -166,7 +166,7 @@ impl<W: Waiter> Stores<W> {
     /// Sends to the proxy that holds the lease.
     pub fn peer(&self, db: u32, request: Bytes, replies: u32, protocol: Option<Protocol>, waiter: W) {
         let Some(endpoint) = self.peer_endpoint(db) else {
-            return waiter.complete(Err(LinkError::Down("no other proxy holds the lease".into())));
+            return waiter.complete(request, Err(LinkError::Down("no other proxy holds the lease".into())));
         };
         let link = self.0.peer(endpoint);
         let item = Item::new(self.0.clone(), Destination::Node, request, replies, protocol, waiter);
