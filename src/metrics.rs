@@ -55,9 +55,18 @@ pub struct StoreTotals {
 /// Why the proxy answered with an error of its own. `request`: the request itself was wrong (unknown command, wrong number
 /// of arguments, no password); `denied`: a wrong password, or a user that may not do it; `no_link_free`: private_links are all
 /// taken, or the server's maxclients.
-/// `limited`: more than the route may ask for.
-pub const REASONS: [&str; 8] =
-    ["crossslot", "not_supported", "store_down", "unknown_outcome", "request", "denied", "no_link_free", "limited"];
+/// `limited`: more than the route may ask for; `overloaded`: the store has more to do than it can.
+pub const REASONS: [&str; 9] = [
+    "crossslot",
+    "not_supported",
+    "store_down",
+    "unknown_outcome",
+    "request",
+    "denied",
+    "no_link_free",
+    "limited",
+    "overloaded",
+];
 
 /// Reads a total.
 pub fn get(total: &AtomicU64) -> u64 {

@@ -22,6 +22,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
             reply_timeout: &section.reply_timeout,
             patience: &section.patience,
             queue_bytes: &section.queue_bytes,
+            queue_time: &section.queue_time,
             private_links: section.private_links,
         }
     };
@@ -35,6 +36,7 @@ pub(super) fn check(file: File, reporter: &Reporter<'_>) -> Result<Config, Repor
             reply_timeout: &section.reply_timeout,
             patience: &section.patience,
             queue_bytes: &section.queue_bytes,
+            queue_time: &section.queue_time,
             private_links: section.private_links,
         };
         let mut cluster = store(&limits, Duration::from_secs(5), reporter, &mut findings);

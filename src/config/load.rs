@@ -89,6 +89,7 @@ pub(super) struct StandaloneSection {
     pub reply_timeout: Option<Spanned<String>>,
     pub patience: Option<Spanned<String>>,
     pub queue_bytes: Option<Spanned<String>>,
+    pub queue_time: Option<Spanned<String>>,
     pub private_links: Option<usize>,
 }
 
@@ -101,6 +102,7 @@ pub(super) struct ClusterSection {
     pub reply_timeout: Option<Spanned<String>>,
     pub patience: Option<Spanned<String>>,
     pub queue_bytes: Option<Spanned<String>>,
+    pub queue_time: Option<Spanned<String>>,
     pub private_links: Option<usize>,
 }
 
@@ -317,6 +319,7 @@ pub(super) struct StoreLimits<'f> {
     pub reply_timeout: &'f Option<Spanned<String>>,
     pub patience: &'f Option<Spanned<String>>,
     pub queue_bytes: &'f Option<Spanned<String>>,
+    pub queue_time: &'f Option<Spanned<String>>,
     pub private_links: Option<usize>,
 }
 
@@ -331,6 +334,7 @@ pub(super) fn store(
     let connect_timeout = duration(limits.connect_timeout, Duration::from_secs(2));
     let reply_timeout = duration(limits.reply_timeout, Duration::from_secs(10));
     let patience = duration(limits.patience, patience);
+    let queue_time = duration(limits.queue_time, Duration::from_secs(2));
     let mut queue_bytes = 64 << 20;
     if let Some(text) = limits.queue_bytes {
         match text.get_ref().parse::<ByteSize>() {
@@ -342,7 +346,8 @@ pub(super) fn store(
         }
     }
     let private_links = limits.private_links.unwrap_or(PRIVATE_LINKS);
-    Store { urls: Vec::new(), connect_timeout, reply_timeout, patience, queue_bytes, private_links, tls: None }
+    let (urls, tls) = (Vec::new(), None);
+    Store { urls, connect_timeout, reply_timeout, patience, queue_bytes, queue_time, private_links, tls }
 }
 
 impl Config {

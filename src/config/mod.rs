@@ -103,6 +103,8 @@ pub struct Store {
     pub reply_timeout: Duration,
     pub patience: Duration,
     pub queue_bytes: usize,
+    /// How late answers may be before requests are refused; zero: no matter how late.
+    pub queue_time: Duration,
     /// Connections that single clients may have of their own: blocking commands, WATCH.
     pub private_links: usize,
     /// Set where its URLs are `rediss://`.

@@ -102,7 +102,7 @@ impl Inner {
         let ask = |command: &[u8]| {
             let (sender, receiver) = oneshot::channel();
             let addressed = self.address(side, (key, 1), effect::command(&[command, &key.name]));
-            self.send(addressed, None, EngineWaiter::Once(sender));
+            self.send(addressed, None, EngineWaiter::Once { sender, may_be_refused: false });
             receiver
         };
         (ask(b"DUMP"), ask(b"PEXPIRETIME"))
@@ -180,7 +180,11 @@ impl Inner {
             let (sender, receiver) = oneshot::channel();
             self.copying.count(command.len());
             self.copying.count_key();
-            self.send(self.address(plan.leader.other(), (&key, 1), command), None, EngineWaiter::Once(sender));
+            self.send(
+                self.address(plan.leader.other(), (&key, 1), command),
+                None,
+                EngineWaiter::Once { sender, may_be_refused: false },
+            );
             receiver
         });
         let engine = self.clone();
@@ -245,7 +249,7 @@ impl Inner {
         let (sender, receiver) = oneshot::channel();
         self.copying.count(command.len());
         self.copying.count_key();
-        self.send(self.address(leader, (key, 1), command), None, EngineWaiter::Once(sender));
+        self.send(self.address(leader, (key, 1), command), None, EngineWaiter::Once { sender, may_be_refused: false });
         match receiver.await {
             Ok(Ok(reply)) if !reply::is_error(&reply) => Fetched::Brought,
             Ok(Ok(reply)) if resp::reply::error_word(&reply) == b"BUSYKEY" => Fetched::Unproven,

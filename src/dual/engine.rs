@@ -114,7 +114,10 @@ pub enum EngineWaiter {
         passing: Passing,
     },
     /// Somebody on this worker awaits the reply.
-    Once(oneshot::Sender<Result<Bytes, LinkError>>),
+    Once {
+        sender: oneshot::Sender<Result<Bytes, LinkError>>,
+        may_be_refused: bool,
+    },
     /// A PING that is timed.
     Probe(Rc<Timing>),
     /// A step of a lane operation.
@@ -174,7 +177,7 @@ impl Waiter for EngineWaiter {
                 });
                 to.port.deliver(to.seq, outcome);
             }
-            Self::Once(sender) => {
+            Self::Once { sender, .. } => {
                 // Nobody waits any more when the caller was cancelled; the answer is then of no use to anyone.
                 let _ = sender.send(outcome.map(|reply| reply.to_bytes()));
             }
@@ -184,6 +187,16 @@ impl Waiter for EngineWaiter {
             Self::Followed { engine, op, .. } => engine.followed(op, outcome),
             Self::Checked { engine, op, .. } => engine.checked(op, outcome),
             Self::Shadowed { engine, op } => engine.shadowed(op, outcome),
+        }
+    }
+
+    // What has begun is brought to its end: only that keeps the stores equal.
+    fn may_be_refused(&self) -> bool {
+        match self {
+            Self::Once { may_be_refused, .. } => *may_be_refused,
+            Self::Direct { .. } | Self::Renamed { .. } | Self::Published { .. } => true,
+            Self::Passed { .. } | Self::Led { .. } => true,
+            _ => false,
         }
     }
 
@@ -199,7 +212,8 @@ impl Waiter for EngineWaiter {
 /// What the application is told when a store did not answer.
 pub fn refusal_of(error: &LinkError) -> Refusal {
     match error {
-        LinkError::Down(_) | LinkError::Overflow | LinkError::Redirects => Refusal::StoreDown,
+        LinkError::Down(_) | LinkError::Redirects => Refusal::StoreDown,
+        LinkError::Overflow | LinkError::Overloaded => Refusal::Overloaded,
         // Client libraries know the word, and wait.
         LinkError::Loading => Refusal::Verbatim("LOADING Redis is loading the dataset in memory".into()),
         LinkError::Lost | LinkError::TimedOut => Refusal::UnknownOutcome,
@@ -461,7 +475,7 @@ impl Engine {
 
     /// One request, awaited, on a link of this worker. It is not counted in: wrap it into a [`Guard`](crate::dual::Guard) where keys are touched.
     pub async fn call(&self, target: &Target, request: &Bytes, protocol: Protocol) -> Result<Bytes, LinkError> {
-        self.0.call(target, request, 1, protocol).await
+        self.0.call(target, request, 1, protocol, true).await
     }
 
     /// MULTI … EXEC as one piece; gives the last of the `replies`.
@@ -472,7 +486,7 @@ impl Engine {
         replies: u32,
         protocol: Protocol,
     ) -> Result<Bytes, LinkError> {
-        self.0.call(target, request, replies, protocol).await
+        self.0.call(target, request, replies, protocol, true).await
     }
 
     /// Waits until the program is told to end. One caller.
@@ -560,9 +574,10 @@ impl Inner {
         request: &Bytes,
         replies: u32,
         protocol: Protocol,
+        may_be_refused: bool,
     ) -> Result<Bytes, LinkError> {
         let (sender, receiver) = oneshot::channel();
-        let (waiter, protocol) = (EngineWaiter::Once(sender), Some(protocol));
+        let (waiter, protocol) = (EngineWaiter::Once { sender, may_be_refused }, Some(protocol));
         match target {
             Target::Standalone { db } => self.stores.standalone_batch(*db, request.clone(), replies, protocol, waiter),
             Target::Slot(slot) => self.stores.cluster_batch(*slot, request.clone(), replies, protocol, waiter),

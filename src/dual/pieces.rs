@@ -346,7 +346,7 @@ impl Way<'_> {
     async fn ask(&self, command: &[&[u8]]) -> Result<Bytes, Broken> {
         let index = if matches!(command[0], b"MEMORY" | b"XINFO") { 2 } else { 1 };
         let (sender, receiver) = oneshot::channel();
-        let waiter = EngineWaiter::Once(sender);
+        let waiter = EngineWaiter::Once { sender, may_be_refused: false };
         self.engine.send(self.engine.address(self.from, (self.key, index), effect::command(command)), None, waiter);
         match receiver.await {
             Ok(Ok(reply)) if reply::is_error(&reply) => Err(Broken::Error(reply)),
@@ -397,7 +397,7 @@ impl Way<'_> {
         if !self.engine.stores.fence().is_holder() {
             return Err(Broken::Unanswered);
         }
-        let (stores, waiter) = (&self.engine.stores, EngineWaiter::Once(sender));
+        let (stores, waiter) = (&self.engine.stores, EngineWaiter::Once { sender, may_be_refused: false });
         match self.from.other() {
             Side::Standalone => stores.standalone_batch(self.key.db, request, replies, None, waiter),
             Side::Cluster => stores.cluster_batch(self.slot, request, replies, None, waiter),

@@ -135,7 +135,7 @@ impl Inner {
             member.settled().await;
             for node in nodes {
                 let publish = crate::dual::effect::command(&[b"PUBLISH", &channel, node.as_bytes()]);
-                self.call(&Target::Node(node), &publish, 1, Protocol::Resp2).await?;
+                self.call(&Target::Node(node), &publish, 1, Protocol::Resp2, false).await?;
             }
             while end.owed.get() > 0 {
                 end.heard.notified().await;

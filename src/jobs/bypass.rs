@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn only_a_stranger_that_has_just_written_to_the_database_that_moves_is_a_writer() {
         let second = Duration::from_secs(1);
-        let timeouts = Timeouts { connect: second, reply: second, patience: second };
+        let timeouts = Timeouts { connect: second, reply: second, patience: second, queue: second };
         let endpoint =
             Endpoint { address: "10.0.0.1:6379".into(), tls: None, login: Login::default(), db: 2, timeouts };
         let line = |name: &str, flags: &str, db: u32, idle: u32, command: &str| {

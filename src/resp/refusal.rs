@@ -21,6 +21,10 @@ pub enum Refusal {
     #[error("ERR cutover: the store that has to answer cannot be reached; nothing was changed, try again later")]
     StoreDown,
     #[error(
+        "ERR cutover: the store that has to answer has more to do than it can; the command did not run, try again later"
+    )]
+    Overloaded,
+    #[error(
         "ERR cutover: the store did not answer; whether the command ran is not known, so look before you send it again"
     )]
     UnknownOutcome,

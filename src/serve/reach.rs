@@ -23,7 +23,12 @@ fn endpoint(url: &StoreUrl, store: &config::Store, tls: Option<Arc<Connector>>) 
         tls,
         login: Login { user: url.user.clone(), password: url.password.clone() },
         db: url.db,
-        timeouts: Timeouts { connect: store.connect_timeout, reply: store.reply_timeout, patience: store.patience },
+        timeouts: Timeouts {
+            connect: store.connect_timeout,
+            reply: store.reply_timeout,
+            patience: store.patience,
+            queue: store.queue_time,
+        },
     }
 }
 
@@ -91,6 +96,8 @@ pub(super) fn proxies(config: &Config) -> anyhow::Result<Reach> {
         // Its stores answer in their own time, and it answers in ours.
         reply: config.standalone.reply_timeout + config.cluster.as_ref().map_or(Duration::ZERO, |store| store.patience),
         patience: config.standalone.patience,
+        // It refuses by itself.
+        queue: Duration::ZERO,
     };
     Ok(Box::new(move |url| {
         let (scheme, address) = url.split_once("://")?;

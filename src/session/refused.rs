@@ -40,6 +40,7 @@ fn reason(refusal: &Refusal) -> usize {
         Refusal::Denied(_) => 5,
         Refusal::NoLinkFree => 6,
         Refusal::Limited { .. } => 7,
+        Refusal::Overloaded => 8,
         Refusal::UnknownCommand(_)
         | Refusal::WrongArity(_)
         | Refusal::Syntax
@@ -61,6 +62,6 @@ mod tests {
         count(&Refusal::CrossSlot { command: "sinter".into(), reason: "" });
         publish(&totals);
         publish(&totals);
-        assert_eq!(totals.map(AtomicU64::into_inner), [1, 0, 2, 0, 0, 0, 0, 0]);
+        assert_eq!(totals.map(AtomicU64::into_inner), [1, 0, 2, 0, 0, 0, 0, 0, 0]);
     }
 }

@@ -161,6 +161,10 @@ impl<W: Waiter> Pending for Item<W> {
         self.waiter.can_wait()
     }
 
+    fn may_be_refused(&self) -> bool {
+        self.waiter.may_be_refused()
+    }
+
     fn reply(mut self, answer: Reply<'_>) {
         let frame = answer.bytes();
         let held = self.stores.is_holding();

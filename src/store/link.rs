@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
@@ -19,6 +19,7 @@ use crate::keep::{Turn, keep};
 use crate::resp::reply::{self, Protocol};
 use crate::resp::scan::ReplyScanner;
 use crate::store::connect::{connect, late};
+use crate::store::overload::{Overload, Turned};
 use crate::store::private_link::{Greeting, end, greet, run_id};
 use crate::store::stopwatch::{Batches, Stopwatch};
 use crate::store::{Fence, LinkError, Login, Loss, Reply, Timeouts};
@@ -52,6 +53,8 @@ pub trait Pending: 'static {
     fn outgoing(&self) -> Outgoing<'_>;
     /// Nobody waits for the reply: it may go out with what comes later, once all that was written before is answered.
     fn can_wait(&self) -> bool;
+    /// It is refused where the node has more to do than it can.
+    fn may_be_refused(&self) -> bool;
     /// One whole reply.
     fn reply(self, reply: Reply<'_>);
     /// The link ended. `error` says whether the request may have run.
@@ -250,6 +253,7 @@ pub struct Link<P> {
     answered: Cell<u64>,
     requests: Cell<u64>,
     batches: Batches,
+    overload: Overload,
     watch: Rc<Stopwatch>,
 }
 
@@ -264,6 +268,7 @@ impl<P: Pending> Link<P> {
         watch: Rc<Stopwatch>,
     ) -> Rc<Self> {
         let link = Rc::new(Self {
+            overload: Overload::new(endpoint.timeouts.queue),
             endpoint,
             socket: RefCell::new(None),
             out: RefCell::new(OutBuffer::keeping(LINK_KEPT_BYTES)),
@@ -343,6 +348,9 @@ impl<P: Pending> Link<P> {
             return Err((pending, LinkError::Overflow));
         }
         let mut entries = self.entries.borrow_mut();
+        if self.overload.refuses(entries.len()) && pending.may_be_refused() {
+            return Err((pending, LinkError::Overloaded));
+        }
         let sent = self.now.get();
         if let Some(wanted) = protocol
             && wanted != self.protocol.get()
@@ -448,7 +456,7 @@ impl<P: Pending> Link<P> {
                 }
             }
             // Full jitter, so that the workers' links don't come back in step; capped so that a store that returns is found soon.
-            tokio::time::sleep(std::time::Duration::from_millis(fastrand::u64(5..=backoff_ms.max(5)))).await;
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(5..=backoff_ms.max(5)))).await;
             backoff_ms = (backoff_ms * 2).min(500);
         }
         self.fail("the link was closed", None);
@@ -524,6 +532,7 @@ impl<P: Pending> Link<P> {
             }
             let now = self.now.get();
             let slow_until = self.batches.slow_until(now, &self.watch);
+            let answered_before = self.answered.get();
             loop {
                 match scanner.scan(&buffer) {
                     Ok(Some(length)) => {
@@ -536,7 +545,26 @@ impl<P: Pending> Link<P> {
                 }
             }
             self.batches.answer(self.answered.get(), now, &self.watch);
+            self.look_at_load(self.answered.get() - answered_before, now);
             self.mark_gathered();
+        }
+    }
+
+    fn look_at_load(&self, count: u64, now: Instant) {
+        let (waiting, oldest) = {
+            let entries = self.entries.borrow();
+            (entries.len(), entries.front().map(|entry| entry.sent))
+        };
+        let oldest = oldest.map_or(Duration::ZERO, |sent| now.saturating_duration_since(sent));
+        let Some(turned) = self.overload.answered(count, waiting, oldest, now) else { return };
+        let node = &self.endpoint.address;
+        match turned {
+            Turned::Overloaded => tracing::warn!(
+                %node,
+                waiting,
+                "the node has more to do than it can, and its answers come later than queue_time; further requests are refused until it has caught up"
+            ),
+            Turned::CaughtUp => tracing::info!(%node, "the node has caught up"),
         }
     }
 
@@ -602,6 +630,7 @@ impl<P: Pending> Link<P> {
         *self.head.borrow_mut() = Head::default();
         *self.out.borrow_mut() = OutBuffer::keeping(LINK_KEPT_BYTES);
         self.batches.clear();
+        self.overload.clear();
         self.unwritten.set(0);
         let written = self.written.replace(self.appended.get());
         let length = |entry: &Entry<P>| {

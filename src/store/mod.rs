@@ -10,6 +10,7 @@ mod connect;
 mod fence;
 pub mod link;
 mod loss;
+mod overload;
 pub mod private_link;
 pub mod rdb;
 pub mod slot_map;
@@ -45,6 +46,9 @@ pub enum LinkError {
     /// The link's queue is full; nothing was sent.
     #[error("the queue of the link is full")]
     Overflow,
+    /// The node's answers are late and stay so; nothing was sent.
+    #[error("the node has more to do than it can")]
+    Overloaded,
     /// Redirected or put off until the deadline; nothing ran.
     #[error("redirected too often")]
     Redirects,
@@ -58,7 +62,7 @@ impl LinkError {
     pub fn may_have_run(&self) -> bool {
         match self {
             Self::Lost | Self::TimedOut => true,
-            Self::Down(_) | Self::Overflow | Self::Redirects | Self::Loading => false,
+            Self::Down(_) | Self::Overflow | Self::Overloaded | Self::Redirects | Self::Loading => false,
         }
     }
 }
@@ -99,6 +103,10 @@ pub trait Waiter: 'static {
     fn can_wait(&self) -> bool {
         false
     }
+    /// The request may be refused where the store has more to do than it can: a client asked for it and nothing of it has run.
+    fn may_be_refused(&self) -> bool {
+        false
+    }
 }
 
 /// How to reach and greet a node.
@@ -117,4 +125,6 @@ pub struct Timeouts {
     pub reply: Duration,
     /// How long a request may wait for a store that is down, moving or failing over before it is refused.
     pub patience: Duration,
+    /// How late replies may be before further requests are refused; zero: no matter how late.
+    pub queue: Duration,
 }

@@ -348,7 +348,7 @@ impl<W: Waiter> Inner<W> {
                 self.refresh();
             }
             match error {
-                LinkError::Overflow => item.give_up(error),
+                LinkError::Overflow | LinkError::Overloaded => item.give_up(error),
                 error => item.try_later(error, Some(link)),
             }
         }

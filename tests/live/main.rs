@@ -27,6 +27,7 @@ mod model;
 mod moves;
 mod operator;
 mod ordeals;
+mod overload;
 mod protocol;
 mod refused;
 mod shadow;
