@@ -133,12 +133,10 @@ pub enum EngineWaiter {
     Followed {
         engine: Rc<Inner>,
         op: usize,
-        is_awaited: bool,
     },
     Checked {
         engine: Rc<Inner>,
         op: usize,
-        is_awaited: bool,
     },
     /// A read that was repeated on the follower.
     Shadowed {
@@ -184,8 +182,8 @@ impl Waiter for EngineWaiter {
             Self::Probe(timing) => timing.answered(outcome.map(drop)),
             Self::Led { engine, op } => engine.led(op, outcome),
             Self::Asked { engine, op, question } => engine.asked(op, question, outcome),
-            Self::Followed { engine, op, .. } => engine.followed(op, outcome),
-            Self::Checked { engine, op, .. } => engine.checked(op, outcome),
+            Self::Followed { engine, op } => engine.followed(op, outcome),
+            Self::Checked { engine, op } => engine.checked(op, outcome),
             Self::Shadowed { engine, op } => engine.shadowed(op, outcome),
         }
     }
@@ -196,14 +194,6 @@ impl Waiter for EngineWaiter {
             Self::Once { may_be_refused, .. } => *may_be_refused,
             Self::Direct { .. } | Self::Renamed { .. } | Self::Published { .. } => true,
             Self::Passed { .. } | Self::Led { .. } => true,
-            _ => false,
-        }
-    }
-
-    fn can_wait(&self) -> bool {
-        match self {
-            Self::Repeated { .. } => true,
-            Self::Followed { is_awaited, .. } | Self::Checked { is_awaited, .. } => !is_awaited,
             _ => false,
         }
     }

@@ -369,7 +369,7 @@ impl Inner {
     }
 
     pub(super) fn follow(self: &Rc<Self>, op: usize) {
-        let (addressed, protocol, check, is_awaited) = {
+        let (addressed, protocol, check) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
             let (Some(effect), Some(command)) = (&mut entry.effect, &entry.command) else { return };
@@ -381,11 +381,11 @@ impl Inner {
             entry.awaited = 1 + usize::from(check.is_some());
             // It is sent once.
             let bytes = std::mem::take(&mut effect.bytes);
-            (self.address(side, (&entry.key, first), bytes), command.protocol, check, entry.in_lane)
+            (self.address(side, (&entry.key, first), bytes), command.protocol, check)
         };
-        self.send(addressed, Some(protocol), EngineWaiter::Followed { engine: self.clone(), op, is_awaited });
+        self.send(addressed, Some(protocol), EngineWaiter::Followed { engine: self.clone(), op });
         if let Some(check) = check {
-            self.send(check, None, EngineWaiter::Checked { engine: self.clone(), op, is_awaited });
+            self.send(check, None, EngineWaiter::Checked { engine: self.clone(), op });
         }
     }
 

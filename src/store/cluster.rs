@@ -157,10 +157,6 @@ impl<W: Waiter> Pending for Item<W> {
         Outgoing { prefix, request: &self.request, replies: self.replies + asking, protocol: self.protocol }
     }
 
-    fn can_wait(&self) -> bool {
-        self.waiter.can_wait()
-    }
-
     fn may_be_refused(&self) -> bool {
         self.waiter.may_be_refused()
     }

@@ -27,8 +27,6 @@ use crate::wire::{self, Connector, Socket};
 
 /// Requests and replies of this size and more are passed on without a copy; a copy of less costs under 1 µs.
 pub const LARGE_BYTES: usize = 16 << 10;
-/// So much goes out whether anybody waits for it or not.
-const GATHERED_BYTES: usize = 16 << 10;
 /// What one read takes at most when no frame asks for more.
 const READ_BYTES: usize = 64 << 10;
 /// A link's own buffer for requests: what pipelining clients of a busy worker send in one turn.
@@ -51,8 +49,6 @@ pub struct Outgoing<'p> {
 pub trait Pending: 'static {
     /// What is to be sent.
     fn outgoing(&self) -> Outgoing<'_>;
-    /// Nobody waits for the reply: it may go out with what comes later, once all that was written before is answered.
-    fn can_wait(&self) -> bool;
     /// It is refused where the node has more to do than it can.
     fn may_be_refused(&self) -> bool;
     /// One whole reply.
@@ -226,8 +222,6 @@ pub struct Link<P> {
     head: RefCell<Head>,
     appended: Cell<u64>,
     written: Cell<u64>,
-    /// Entries that were appended since the last write.
-    unwritten: Cell<usize>,
     protocol: Cell<Protocol>,
     is_marked: Cell<bool>,
     dirty: Rc<Dirty<Link<P>>>,
@@ -276,7 +270,6 @@ impl<P: Pending> Link<P> {
             head: RefCell::new(Head::default()),
             appended: Cell::new(0),
             written: Cell::new(0),
-            unwritten: Cell::new(0),
             protocol: Cell::new(Protocol::Resp2),
             is_marked: Cell::new(false),
             dirty,
@@ -359,30 +352,16 @@ impl<P: Pending> Link<P> {
             out.copy(hello);
             self.appended.set(self.appended.get() + hello.len() as u64);
             entries.push_back(Entry { pending: None, sent });
-            self.unwritten.set(self.unwritten.get() + 1);
             self.protocol.set(wanted);
         }
-        let is_awaited = entries.len() > self.unwritten.get();
         out.copy(prefix);
         out.push(request);
         self.appended.set(self.appended.get() + (prefix.len() + request.len()) as u64);
         self.requests.set(self.requests.get() + 1);
-        self.unwritten.set(self.unwritten.get() + 1);
-        let can_wait = is_awaited && out.len() < GATHERED_BYTES && pending.can_wait();
         entries.push_back(Entry { pending: Some(pending), sent });
         drop((out, entries));
-        if !can_wait {
-            self.mark();
-        }
+        self.mark();
         Ok(())
-    }
-
-    /// Has what waited for the answers to what was written before go out, if these are all there.
-    fn mark_gathered(self: &Rc<Self>) {
-        let unwritten = self.unwritten.get();
-        if unwritten > 0 && unwritten == self.entries.borrow().len() {
-            self.mark();
-        }
     }
 
     fn mark(self: &Rc<Self>) {
@@ -402,7 +381,6 @@ impl<P: Pending> Link<P> {
             return self.cut_off();
         }
         self.batches.write(self.requests.get());
-        self.unwritten.set(0);
         let mut out = self.out.borrow_mut();
         match out.write_to(&socket) {
             Ok(written) => {
@@ -517,7 +495,7 @@ impl<P: Pending> Link<P> {
         }
     }
 
-    async fn read(self: &Rc<Self>, mut socket: &Socket) -> String {
+    async fn read(&self, mut socket: &Socket) -> String {
         let mut buffer = BytesMut::new();
         let mut scanner = ReplyScanner::default();
         loop {
@@ -546,7 +524,6 @@ impl<P: Pending> Link<P> {
             }
             self.batches.answer(self.answered.get(), now, &self.watch);
             self.look_at_load(self.answered.get() - answered_before, now);
-            self.mark_gathered();
         }
     }
 
@@ -631,7 +608,6 @@ impl<P: Pending> Link<P> {
         *self.out.borrow_mut() = OutBuffer::keeping(LINK_KEPT_BYTES);
         self.batches.clear();
         self.overload.clear();
-        self.unwritten.set(0);
         let written = self.written.replace(self.appended.get());
         let length = |entry: &Entry<P>| {
             let Outgoing { prefix, request, .. } = entry.outgoing();

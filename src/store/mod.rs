@@ -99,10 +99,6 @@ impl Reply<'_> {
 pub trait Waiter: 'static {
     /// Takes the answer, and the request back that it answers.
     fn complete(self, request: Bytes, outcome: Result<Reply<'_>, LinkError>);
-    /// Nobody is kept waiting by the answer, so that the request may go out together with later ones.
-    fn can_wait(&self) -> bool {
-        false
-    }
     /// The request may be refused where the store has more to do than it can: a client asked for it and nothing of it has run.
     fn may_be_refused(&self) -> bool {
         false
