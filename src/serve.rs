@@ -507,8 +507,14 @@ impl Program {
     }
 
     async fn reload(&self, path: &Path, level: &LevelHandle) {
-        let crc = file_crc(path);
-        let config = match config::load(path) {
+        let file = path.to_path_buf();
+        // A million lines take a second, and whoever holds the lease has to prolong it.
+        let loading = tokio::task::spawn_blocking(move || (file_crc(&file), config::load(&file)));
+        let (crc, loaded) = match loading.await {
+            Ok(loaded) => loaded,
+            Err(error) => return tracing::error!(%error, "proxy.toml was changed and could not be read"),
+        };
+        let config = match loaded {
             Ok(config) => config,
             Err(report) => {
                 tracing::error!(

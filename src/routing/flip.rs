@@ -40,7 +40,7 @@ pub fn unlearnt(old: &Table, new: &Table) -> Vec<Flip> {
             && !is_led_alone(piece.before)
             && is_led_alone(piece.after)
     };
-    pieces(old, new).into_iter().filter(joins).map(Flip::from).collect()
+    flips_of(pieces(old, new).iter().filter(|piece| joins(piece)))
 }
 
 /// What is known of a route when a flip of it is judged.
@@ -54,11 +54,19 @@ pub struct RouteFacts {
     pub untouched: bool,
 }
 
-impl From<Piece<'_, '_>> for Flip {
-    fn from(Piece { name, before, after }: Piece<'_, '_>) -> Self {
-        let (from, to) = (before.phase, after.phase);
-        Self { route: name, before: before.name.clone(), after: after.name.clone(), from, to }
+impl From<&Piece<'_, '_>> for Flip {
+    fn from(piece: &Piece<'_, '_>) -> Self {
+        let Piece { before, after, .. } = piece;
+        let (route, from, to) = (piece.name().clone(), before.phase, after.phase);
+        Self { route, before: before.name.clone(), after: after.name.clone(), from, to }
     }
+}
+
+/// By the names of what flips.
+fn flips_of<'p, 'o: 'p, 'n: 'p>(pieces: impl Iterator<Item = &'p Piece<'o, 'n>>) -> Vec<Flip> {
+    let mut flips: Vec<Flip> = pieces.map(Flip::from).collect();
+    flips.sort_by(|one, other| one.route.cmp(&other.route));
+    flips
 }
 
 /// Why a flip is refused; the text says what to do.
@@ -92,7 +100,7 @@ pub struct RefusedFlip {
 
 /// What differs in its phase between two tables, also where a line appears, vanishes or changes its ends.
 pub fn flips(old: &Table, new: &Table) -> Vec<Flip> {
-    pieces(old, new).into_iter().filter(|piece| piece.before.phase != piece.after.phase).map(Flip::from).collect()
+    flips_of(pieces(old, new).iter().filter(|piece| piece.before.phase != piece.after.phase))
 }
 
 /// What a gate closes for flips.
@@ -126,8 +134,8 @@ pub fn mixed(old: &Table, new: &Table) -> Option<String> {
     for piece in pieces.iter().filter(|piece| piece.after.phase.is_dual()) {
         let [standalone, cluster] = lines.entry(&piece.after.name).or_default();
         match piece.before.coverage() {
-            Coverage::StandaloneOnly => standalone.get_or_insert(piece.name.clone()),
-            Coverage::ClusterOnly => cluster.get_or_insert(piece.name.clone()),
+            Coverage::StandaloneOnly => standalone.get_or_insert_with(|| piece.name().clone()),
+            Coverage::ClusterOnly => cluster.get_or_insert_with(|| piece.name().clone()),
             Coverage::Both => continue,
         };
     }

@@ -8,19 +8,48 @@ use crate::routing::{Route, RouteName, SHARES, Table};
 /// Keys that one line covers before, and one after.
 #[derive(Clone, Debug)]
 pub struct Piece<'o, 'n> {
-    pub name: RouteName,
+    /// `None`: one id, which has a line of its own in either table. There may be a million of them.
+    cut: Option<RouteName>,
     pub before: &'o Route,
     pub after: &'n Route,
 }
 
+impl Piece<'_, '_> {
+    /// What the keys are called.
+    pub fn name(&self) -> &RouteName {
+        match (&self.cut, &self.before.name) {
+            (Some(name), _) => name,
+            (None, id @ RouteName::Provider(_)) => id,
+            (None, _) => &self.after.name,
+        }
+    }
+}
+
 /// All of them: each id, prefix, range and part of the share that either table names, cut where the other one has an end, and
-/// the rest.
+/// the rest. In no order.
 pub fn pieces<'o, 'n>(old: &'o Table, new: &'n Table) -> Vec<Piece<'o, 'n>> {
     let mut names = BTreeSet::from([RouteName::NewProviders, RouteName::OtherKeys]);
     let mut ends = BTreeSet::new();
-    for route in old.routes().iter().chain(new.routes()) {
+    let mut pieces = Vec::with_capacity(old.routes().len());
+    for route in old.routes() {
         match &route.name {
             RouteName::Range(first, last) => ends.extend([u128::from(*first), u128::from(*last) + 1]),
+            RouteName::Provider(id) => {
+                let after = new.provider_route(id.as_bytes());
+                pieces.push(Piece { cut: None, before: route, after });
+            }
+            name => drop(names.insert(name.clone())),
+        }
+    }
+    for route in new.routes() {
+        match &route.name {
+            RouteName::Range(first, last) => ends.extend([u128::from(*first), u128::from(*last) + 1]),
+            RouteName::Provider(id) => {
+                let before = old.provider_route(id.as_bytes());
+                if before.name != route.name {
+                    pieces.push(Piece { cut: None, before, after: route });
+                }
+            }
             name => drop(names.insert(name.clone())),
         }
     }
@@ -34,12 +63,11 @@ pub fn pieces<'o, 'n>(old: &'o Table, new: &'n Table) -> Vec<Piece<'o, 'n>> {
     if (0..SHARES).all(|share| names.contains(&RouteName::Share(share))) {
         names.remove(&RouteName::NewProviders);
     }
-    let mut pieces = Vec::with_capacity(names.len());
     for name in names {
         if let RouteName::Range(first, last) = name {
             of_range(first, last, old, new, &mut pieces);
         } else if let (Some(before), Some(after)) = (old.covering(&name), new.covering(&name)) {
-            pieces.push(Piece { name, before, after });
+            pieces.push(Piece { cut: Some(name), before, after });
         }
     }
     pieces
@@ -55,7 +83,7 @@ fn of_range<'o, 'n>(first: u64, last: u64, old: &'o Table, new: &'n Table, piece
         (None, Some(after)) => (old.defaults(), vec![after]),
     };
     for before in befores {
-        pieces.extend(afters.iter().map(|after| Piece { name: RouteName::Range(first, last), before, after }));
+        pieces.extend(afters.iter().map(|after| Piece { cut: Some(RouteName::Range(first, last)), before, after }));
     }
 }
 
@@ -74,8 +102,8 @@ mod tests {
         let new = table(&[(150, 249, Phase::DualCluster)], Some(&old));
         let found: Vec<(String, String, String)> = pieces(&old, &new)
             .iter()
-            .filter(|piece| matches!(piece.name, RouteName::Range(..)))
-            .map(|piece| (piece.name.to_string(), piece.before.name.to_string(), piece.after.name.to_string()))
+            .filter(|piece| matches!(piece.name(), RouteName::Range(..)))
+            .map(|piece| (piece.name().to_string(), piece.before.name.to_string(), piece.after.name.to_string()))
             .collect();
         let piece = |name: &str, before: &str, after: &str| (name.into(), before.into(), after.into());
         assert_eq!(
@@ -95,8 +123,9 @@ mod tests {
         let mut spec = sample_spec();
         (spec.providers, spec.prefixes, spec.ranges) = (vec![("7".into(), Phase::Cluster)], Vec::new(), Vec::new());
         let new = Table::build(&spec, 2, Some(&old));
-        let names: Vec<String> = pieces(&old, &new).iter().map(|piece| piece.name.to_string()).collect();
-        assert_eq!(names, ["150", "42", "7", "new_providers", "asgi:", "other_keys"]);
+        let mut names: Vec<String> = pieces(&old, &new).iter().map(|piece| piece.name().to_string()).collect();
+        names.sort();
+        assert_eq!(names, ["150", "42", "7", "asgi:", "new_providers", "other_keys"]);
     }
 
     #[test]
@@ -108,11 +137,11 @@ mod tests {
         };
         let told = |old: &Table, new: &Table| -> Vec<String> {
             let is_default = |piece: &&Piece<'_, '_>| {
-                matches!(piece.name, RouteName::Range(..) | RouteName::Share(_) | RouteName::NewProviders)
+                matches!(piece.name(), RouteName::Range(..) | RouteName::Share(_) | RouteName::NewProviders)
             };
             let found = pieces(old, new);
             let shown = found.iter().filter(is_default);
-            shown.map(|piece| format!("{}: {} {}", piece.name, piece.before.name, piece.after.name)).collect()
+            shown.map(|piece| format!("{}: {} {}", piece.name(), piece.before.name, piece.after.name)).collect()
         };
         let (none, two) = (share(0..0, &[]), share(0..2, &[]));
         assert_eq!(

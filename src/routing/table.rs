@@ -369,15 +369,24 @@ impl Table {
     /// Gives each line what is known of its keys: of those that took them, the least.
     fn inherit(&mut self, previous: Option<&Table>) {
         let mut pasts: HashMap<RouteName, Vec<&Route>> = HashMap::new();
+        // The line of one provider is a piece, and has one past.
+        let is_one = |route: &Route| matches!(route.name, RouteName::Provider(_));
         for Piece { before, after, .. } in previous.iter().flat_map(|previous| pieces(previous, self)) {
-            let past = pasts.entry(after.name.clone()).or_default();
-            // Most lines are a piece, and the pieces of the others come from few.
-            if !past.iter().any(|known| known.name == before.name) {
-                past.push(before);
+            if !is_one(after) {
+                pasts.entry(after.name.clone()).or_default().push(before);
             }
         }
+        for past in pasts.values_mut() {
+            past.sort_unstable_by_key(|route| std::ptr::from_ref(*route));
+            past.dedup_by(|one, other| std::ptr::eq(*one, *other));
+        }
         for route in &mut self.routes {
-            let past = pasts.get(&route.name).map_or(&[][..], |past| past);
+            let own = match (&route.name, previous) {
+                (RouteName::Provider(id), Some(previous)) => Some(previous.provider_route(id.as_bytes())),
+                _ => None,
+            };
+            let past = own.as_ref().map(std::slice::from_ref);
+            let past = past.or_else(|| pasts.get(&route.name).map(Vec::as_slice)).unwrap_or_default();
             if !past.is_empty() && past.iter().all(|before| before.phase == route.phase) {
                 route.since = past.iter().map(|before| before.since).max().unwrap_or(self.version);
             }
