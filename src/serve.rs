@@ -36,7 +36,7 @@ use crate::dual::shelf::Where;
 use crate::dual::state::{Snapshot, StateFile};
 use crate::dual::tenure::{Tenure, TenureParts};
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Audience, Copying, Message, Peers, Shadowing, Subscribing};
+use crate::dual::{Audience, Copying, Message, Peers, Recent, Shadowing, Subscribing};
 use crate::jobs::checkpoint::{JobFile, Record};
 use crate::jobs::{self, Jobs};
 use crate::metrics::{PANICS, Totals};
@@ -311,6 +311,7 @@ impl Program {
         let users = Arc::new(ArcSwap::from_pointee(reach::users(config)));
         let traffic = Arc::new(TrafficBook::default());
         let copying = Arc::new(Copying::default());
+        let recent = Arc::new(Recent::default());
         set_copying(&copying, config.copying);
         let shadowing = Arc::new(Shadowing::default());
         shadowing.set(config.shadow_reads);
@@ -337,6 +338,7 @@ impl Program {
                 serving: serving.clone(),
                 journal: journal.clone(),
                 copying: copying.clone(),
+                recent: recent.clone(),
                 shadowing: shadowing.clone(),
                 totals: totals.clone(),
                 traffic: traffic.clone(),
@@ -384,6 +386,7 @@ impl Program {
             bytes_from: (Instant::now(), 0).into(),
             file: JobFile::of(&config.state_directory),
             bypass: Default::default(),
+            recent,
         };
         let jobs = Jobs::new(context);
         jobs.watch_bypass(config.bypass_look_every);

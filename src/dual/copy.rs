@@ -167,6 +167,7 @@ impl Inner {
 
     pub(super) fn restore(self: &Rc<Self>, key: Key) {
         let Some((plan, ticket)) = self.count_copy(&key) else { return };
+        self.recent.note(&key.name);
         let generation = plan.generation();
         let known = self.dumps.borrow_mut().remove(&key);
         let command = match known {
@@ -180,6 +181,7 @@ impl Inner {
             let (sender, receiver) = oneshot::channel();
             self.copying.count(command.len());
             self.copying.count_key();
+            self.tally.add_write(plan.leader.other());
             self.send(
                 self.address(plan.leader.other(), (&key, 1), command),
                 None,
@@ -193,6 +195,7 @@ impl Inner {
                 Ok(answer) => engine.restored(&key, plan.leader, answer).await,
                 Err(outcome) => outcome,
             };
+            engine.recent.note(&key.name);
             engine.with_lane(|lane, orders| lane.restored(&key, outcome, generation, orders));
             engine.pause.lanes.leave(ticket);
         });
@@ -211,7 +214,10 @@ impl Inner {
                 self.complain(Some(key), &reply, what);
                 Outcome::Refused
             }
-            _ => Outcome::Doubt,
+            _ => {
+                self.tally.note_lost();
+                Outcome::Doubt
+            }
         }
     }
 
@@ -233,6 +239,7 @@ impl Inner {
                 Some(asked) => engine.bring_over(&key, plan.leader, asked).await,
                 None => engine.copy_in_pieces(&key, plan.leader.other(), Replace::No).await.fetched(),
             };
+            engine.recent.note(&key.name);
             engine.with_lane(|lane, orders| lane.fetched(&key, fetched, generation, orders));
             engine.pause.lanes.leave(ticket);
         });
@@ -249,6 +256,8 @@ impl Inner {
         let (sender, receiver) = oneshot::channel();
         self.copying.count(command.len());
         self.copying.count_key();
+        self.tally.add_write(leader);
+        self.recent.note(&key.name);
         self.send(self.address(leader, (key, 1), command), None, EngineWaiter::Once { sender, may_be_refused: false });
         match receiver.await {
             Ok(Ok(reply)) if !reply::is_error(&reply) => Fetched::Brought,
@@ -265,7 +274,10 @@ impl Inner {
                 );
                 Fetched::Failed
             }
-            _ => Fetched::Failed,
+            _ => {
+                self.tally.note_lost();
+                Fetched::Failed
+            }
         }
     }
 

@@ -40,6 +40,34 @@ pub struct View {
     pub differs: Vec<String>,
 }
 
+/// How many commands that write the keeper of the lease has sent to a store, and how many of these have been answered.
+#[derive(Debug, Default)]
+pub struct Records {
+    sent: AtomicU64,
+    answered: AtomicU64,
+}
+
+impl Records {
+    pub(super) fn send(&self, commands: u64) {
+        self.sent.fetch_add(commands, Ordering::Relaxed);
+    }
+
+    /// What was sent before on a connection that is gone is over by then, too.
+    pub(super) fn answer(&self) {
+        self.answered.store(self.sent(), Ordering::Relaxed);
+    }
+
+    /// How many were sent.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// How many of these have run or never will.
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+}
+
 /// See the module. The locks are held for a look only.
 #[derive(Default)]
 pub struct Desk {
@@ -53,6 +81,8 @@ pub struct Desk {
     /// This proxy has taken over what another left.
     pub taken: Notify,
     forwarded: AtomicU64,
+    /// By store, the standalone's first.
+    pub records: [Arc<Records>; 2],
 }
 
 impl Desk {

@@ -30,9 +30,11 @@ use crate::dual::message::{Message, Peers, Way};
 use crate::dual::operation::{LaneOp, LaneReply, Standing};
 use crate::dual::passing::{Asker, Passing};
 use crate::dual::probe::{Probes, Timing};
+use crate::dual::recent::Recent;
 use crate::dual::shadow::Shadowing;
 use crate::dual::slow_log::SlowLog;
 use crate::dual::subscriptions::SubscriptionLoad;
+use crate::dual::tally::{Tally, Unanswered, Wrote};
 use crate::dual::traffic::{Traffic, TrafficBook};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
@@ -81,6 +83,17 @@ pub enum Target {
     Peer {
         db: u32,
     },
+}
+
+impl Target {
+    /// The store that it belongs to; `None`: another proxy.
+    fn side(&self) -> Option<Side> {
+        match self {
+            Self::Standalone { .. } => Some(Side::Standalone),
+            Self::Slot(_) | Self::Node(_) => Some(Side::Cluster),
+            Self::Peer { .. } => None,
+        }
+    }
 }
 
 /// Whoever waits for a store's answer.
@@ -150,6 +163,9 @@ const _: () = assert!(size_of::<EngineWaiter>() <= 48);
 
 impl Waiter for EngineWaiter {
     fn complete(self, request: Bytes, outcome: Result<Reply<'_>, LinkError>) {
+        if let Err(error) = &outcome {
+            self.note_lost(error);
+        }
         match self {
             Self::Direct { engine, to, ticket } => {
                 engine.pause.sessions.leave(ticket);
@@ -199,6 +215,29 @@ impl Waiter for EngineWaiter {
     }
 }
 
+impl EngineWaiter {
+    /// Notes a request that may have run, or may run yet; whoever awaits one notes it himself.
+    #[cold]
+    fn note_lost(&self, error: &LinkError) {
+        let (Self::Direct { engine, .. }
+        | Self::Renamed { engine, .. }
+        | Self::Published { engine, .. }
+        | Self::Passed { engine, .. }
+        | Self::Repeated { engine, .. }
+        | Self::Led { engine, .. }
+        | Self::Asked { engine, .. }
+        | Self::Followed { engine, .. }
+        | Self::Checked { engine, .. }
+        | Self::Shadowed { engine, .. }) = self
+        else {
+            return;
+        };
+        if error.may_have_run() {
+            engine.tally.note_lost();
+        }
+    }
+}
+
 /// What the application is told when a store did not answer.
 pub fn refusal_of(error: &LinkError) -> Refusal {
     match error {
@@ -238,6 +277,8 @@ pub struct Inner {
     /// Keys of jobs that are not copied the plain way; no more than the jobs' own bounds of keys in flight.
     pub(super) ways: RefCell<HashMap<Key, Way>>,
     pub(super) copying: Arc<Copying>,
+    pub(super) tally: Rc<Tally>,
+    pub(super) recent: Arc<Recent>,
     pub(super) shadowing: Arc<Shadowing>,
     pub(super) shadow_told: Seldom,
     pub(super) remote: RefCell<Slab<(ReplyTo, Ticket)>>,
@@ -270,6 +311,7 @@ pub struct EngineParts {
     pub peers: Peers,
     pub journal: Arc<Journal>,
     pub copying: Arc<Copying>,
+    pub recent: Arc<Recent>,
     pub shadowing: Arc<Shadowing>,
     pub traffic: Arc<TrafficBook>,
     /// Whether the log of slow commands names keys.
@@ -297,6 +339,8 @@ impl Engine {
             dumps: RefCell::new(HashMap::new()),
             ways: RefCell::new(HashMap::new()),
             copying: parts.copying,
+            tally: Rc::default(),
+            recent: parts.recent,
             shadowing: parts.shadowing,
             shadow_told: Seldom::default(),
             remote: RefCell::new(Slab::new()),
@@ -425,12 +469,14 @@ impl Engine {
     /// that does not move, to the standalone. The gate is the caller's to look at, before.
     pub fn submit(&self, request: Request, spec: &'static CommandSpec, places: &[(usize, u32)], caller: Caller) {
         let inner = &self.0;
-        let Some(&(first, db)) = places.first() else { return self.submit_elsewhere(request.into_bytes(), caller) };
+        let Some(&(first, db)) = places.first() else {
+            return self.submit_elsewhere(spec, request.into_bytes(), caller);
+        };
         let (route_hash, leader, standing, is_renamed) = {
             let table = inner.table.borrow();
             if !table.databases().is_moving(db) {
                 drop(table);
-                return self.submit_elsewhere(request.into_bytes(), caller);
+                return self.submit_elsewhere(spec, request.into_bytes(), caller);
             }
             let (route, hash) = table.route_of(request.arg(first));
             inner.traffic.count(&table, request.arg(first), hash);
@@ -441,6 +487,7 @@ impl Engine {
         if let Some(standing) = standing {
             return inner.to_lane((request, spec, first), standing, caller, ticket);
         }
+        inner.tally.note(leader, spec);
         if is_renamed && leader == Side::Cluster {
             return inner.submit_renamed(request, spec, places, caller, ticket);
         }
@@ -456,7 +503,8 @@ impl Engine {
     }
 
     /// Sends a request to a database of the standalone, whatever its keys.
-    pub fn submit_elsewhere(&self, request: Bytes, caller: Caller) {
+    pub fn submit_elsewhere(&self, spec: &CommandSpec, request: Bytes, caller: Caller) {
+        self.0.tally.note(Side::Standalone, spec);
         let Caller { db, protocol, to } = caller;
         let ticket = self.0.pause.sessions.enter(0);
         let waiter = EngineWaiter::Direct { engine: self.0.clone(), to, ticket };
@@ -465,18 +513,24 @@ impl Engine {
 
     /// One request, awaited, on a link of this worker. It is not counted in: wrap it into a [`Guard`](crate::dual::Guard) where keys are touched.
     pub async fn call(&self, target: &Target, request: &Bytes, protocol: Protocol) -> Result<Bytes, LinkError> {
-        self.0.call(target, request, 1, protocol, true).await
+        self.0.call(target, request, 1, Wrote::in_request(request), protocol, true).await
     }
 
-    /// MULTI … EXEC as one piece; gives the last of the `replies`.
+    /// MULTI … EXEC as one piece; gives the last of the `replies`. `wrote`: what its commands count for.
     pub async fn call_batch(
         &self,
         target: &Target,
         request: &Bytes,
         replies: u32,
+        wrote: Wrote,
         protocol: Protocol,
     ) -> Result<Bytes, LinkError> {
-        self.0.call(target, request, replies, protocol, true).await
+        self.0.call(target, request, replies, wrote, protocol, true).await
+    }
+
+    /// Counts what is about to be sent on a connection of one client's own. `None`: not to a store.
+    pub fn count_sent(&self, target: &Target, wrote: Wrote) -> Option<Unanswered> {
+        target.side().map(|side| self.0.tally.open(side, wrote))
     }
 
     /// Waits until the program is told to end. One caller.
@@ -563,9 +617,11 @@ impl Inner {
         target: &Target,
         request: &Bytes,
         replies: u32,
+        wrote: Wrote,
         protocol: Protocol,
         may_be_refused: bool,
     ) -> Result<Bytes, LinkError> {
+        let unanswered = target.side().map(|side| self.tally.open(side, wrote));
         let (sender, receiver) = oneshot::channel();
         let (waiter, protocol) = (EngineWaiter::Once { sender, may_be_refused }, Some(protocol));
         match target {
@@ -574,7 +630,11 @@ impl Inner {
             Target::Node(address) => self.stores.node(address, request.clone(), protocol, waiter),
             Target::Peer { db } => self.stores.peer(*db, request.clone(), replies, protocol, waiter),
         }
-        receiver.await.unwrap_or(Err(LinkError::Lost))
+        let answer = receiver.await.unwrap_or(Err(LinkError::Lost));
+        if answer.as_ref().err().is_none_or(|error| !error.may_have_run()) {
+            unanswered.map(Unanswered::answered);
+        }
+        answer
     }
 
     /// A request about one key, which is argument `index`, as a side is to get it.
@@ -696,6 +756,12 @@ impl Inner {
             }
             Message::Turned { done } => answer_after_turn(done),
             Message::Turn { side, done } => self.turn(side, done),
+            Message::Tally { done } => {
+                // An operation of a lane may wait for both stores.
+                let in_flight = self.pause.sessions.in_flight() + 2 * self.pause.lanes.in_flight();
+                // Nobody waits any more where the looker gave up.
+                let _ = done.send(self.tally.sent(in_flight));
+            }
             Message::Install { table, done } => {
                 self.install(table);
                 // The adoption waits for it unless the program ends.

@@ -39,6 +39,7 @@ impl Guard {
     /// Ends the command. `Done` and `Doubt`: its keys may have changed and are copied; those of strict modes before
     /// this returns, the others in their lanes' time.
     pub async fn finish(mut self, outcome: Outcome) {
+        self.note_written(outcome);
         let (shared, lent) = (std::mem::take(&mut self.shared), std::mem::take(&mut self.lent));
         for wait in self.end(outcome) {
             // A holder's keys are copied or in the journal when this comes.
@@ -62,6 +63,15 @@ impl Guard {
             }
         }
         self.leave();
+    }
+
+    /// Its keys may have changed, and were not by anybody else.
+    fn note_written(&self, outcome: Outcome) {
+        if outcome == Outcome::Refused {
+            return;
+        }
+        let all = [&self.resync, &self.shared, &self.lent, &self.held];
+        all.into_iter().flatten().for_each(|key| self.engine.0.recent.note(&key.name));
     }
 
     fn end(&mut self, outcome: Outcome) -> Vec<oneshot::Receiver<Result<(), Refusal>>> {
@@ -93,6 +103,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         if !self.over {
+            self.note_written(Outcome::Doubt);
             drop(self.end(Outcome::Doubt));
         }
         self.leave();
@@ -164,6 +175,7 @@ impl Engine {
             over: false,
         };
         for (key, mode, may_be_fetching) in dual {
+            self.0.recent.note(&key.name);
             if !may_be_fetching {
                 let keys = if mode.is_strict() { &mut guard.shared } else { &mut guard.resync };
                 keys.push(key);

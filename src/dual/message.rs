@@ -9,6 +9,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::command::CommandSpec;
 use crate::dual::install::Stage;
 use crate::dual::lane::Outcome;
+use crate::dual::tally::Sent;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::resp::request::Request;
@@ -79,6 +80,10 @@ pub enum Message {
     Turn {
         side: Side,
         done: oneshot::Sender<()>,
+    },
+    /// Is answered with what the worker has sent that writes.
+    Tally {
+        done: oneshot::Sender<Sent>,
     },
     /// Takes a table (or keeps the old one) and answers. The gates stay closed: a worker that went on now could send a
     /// request into a lane that still has the other table.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::command::CommandSpec;
+use crate::command::{Access, CommandSpec};
 use crate::dual::effect::{self, Effect, Facts, Form, Question};
 use crate::dual::engine::{Caller, EngineWaiter, Inner, ReplyTo, refusal_of};
 use crate::dual::gate::Ticket;
@@ -263,6 +263,10 @@ impl Inner {
             let Some(command) = &entry.command else { return };
             let questions = if follow { command.form.questions() } else { &[] };
             (entry.follow, entry.awaited) = (follow, 1 + questions.len());
+            if command.spec.access == Access::Write {
+                self.tally.note(entry.leader, command.spec);
+                self.recent.note(&entry.key.name);
+            }
             let request = command.request.bytes().clone();
             (self.address(entry.leader, (&entry.key, command.first), request), command.protocol, questions)
         };
@@ -284,6 +288,9 @@ impl Inner {
             let entry = &mut ops[op];
             entry.awaited -= 1;
             let waits = entry.awaited > 0;
+            if entry.follow {
+                self.recent.note(&entry.key.name);
+            }
             let outcome = outcome.map(|reply| match &entry.command {
                 Some(command) if entry.leader == Side::Cluster => {
                     self.own_reply(entry.key.db, command.spec, &command.request, reply)
@@ -376,6 +383,8 @@ impl Inner {
             // Whatever is not the request itself has its key in the first place.
             let first = if command.form.is_request() { command.first } else { 1 };
             let side = entry.leader.other();
+            self.tally.add_write(side);
+            self.recent.note(&entry.key.name);
             let check =
                 effect.expiry.map(|_| self.address(side, (&entry.key, 1), Question::Expiry.ask(&entry.key.name)));
             entry.awaited = 1 + usize::from(check.is_some());
@@ -425,6 +434,7 @@ impl Inner {
                 entry.followed = outcome;
             }
             entry.awaited -= 1;
+            self.recent.note(&entry.key.name);
             if entry.awaited > 0 {
                 return;
             }

@@ -95,6 +95,9 @@ impl Inner {
             work: outline.work,
         };
         let request = request.into_bytes();
+        if passing.work != Work::Read {
+            self.note_sent(passing.leader, &passing, &request);
+        }
         let addressed = addressed(passing.leader, &passing, request);
         self.send(addressed, Some(protocol), EngineWaiter::Passed { engine: self.clone(), asker, passing });
         Ok(())
@@ -123,6 +126,7 @@ impl Inner {
             let led = lost.map_or(Ok(Bytes::from_static(b"+OK\r\n")), Err);
             return self.become_operation(request, passing, led).map_or((), |op| self.tell_led(op));
         }
+        self.note_sent(passing.leader.other(), &passing, &request);
         let addressed = addressed(passing.leader.other(), &passing, request);
         let protocol = Some(passing.protocol);
         self.send(addressed, protocol, EngineWaiter::Repeated { engine: self.clone(), passing });
@@ -130,6 +134,7 @@ impl Inner {
 
     /// The follower answered.
     pub(super) fn repeated(self: &Rc<Self>, request: Bytes, passing: Passing, outcome: Result<Reply<'_>, LinkError>) {
+        self.recent.note(passing.name(&request));
         if outcome.as_ref().is_ok_and(|reply| !reply::is_error(reply.bytes())) {
             // To the lane the answer to an effect that nothing waits for is nothing.
             return self.pause.lanes.leave(passing.ticket);
@@ -137,6 +142,12 @@ impl Inner {
         let Some(op) = self.become_operation(request, passing, Ok(Bytes::from_static(b"+OK\r\n"))) else { return };
         self.ops.borrow_mut()[op].await_effect();
         self.followed(op, outcome);
+    }
+
+    /// A write is about to be sent to a side.
+    fn note_sent(&self, side: Side, passing: &Passing, request: &Bytes) {
+        self.tally.add_write(side);
+        self.recent.note(passing.name(request));
     }
 
     /// What it would have been all the time, had it not gone the short way.

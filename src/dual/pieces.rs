@@ -14,6 +14,7 @@ use crate::dual::copy::Replace;
 use crate::dual::effect;
 use crate::dual::engine::{EngineWaiter, Inner};
 use crate::dual::lane::{Fetched, Outcome};
+use crate::dual::tally::Wrote;
 use crate::resp::{reply, write};
 use crate::routing::{Key, RESERVED_COPIES, Side};
 use crate::slot;
@@ -398,11 +399,13 @@ impl Way<'_> {
             return Err(Broken::Unanswered);
         }
         let (stores, waiter) = (&self.engine.stores, EngineWaiter::Once { sender, may_be_refused: false });
+        let unanswered = self.engine.tally.open(self.from.other(), Wrote { writes: commands.len() as u64, scripts: 0 });
         match self.from.other() {
             Side::Standalone => stores.standalone_batch(self.key.db, request, replies, None, waiter),
             Side::Cluster => stores.cluster_batch(self.slot, request, replies, None, waiter),
         }
         let Ok(Ok(reply)) = receiver.await else { return Err(Broken::Unanswered) };
+        unanswered.answered();
         if reply::is_error(&reply) {
             return Err(Broken::Error(reply));
         }

@@ -8,6 +8,8 @@ use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
+use crate::command::{self, Access};
+use crate::dual::desk::Records;
 use crate::dual::lease::{Record, Seen, Tables};
 use crate::resp::reply::{self, Protocol};
 use crate::resp::write;
@@ -59,14 +61,15 @@ pub struct Shelf {
     written: Option<u64>,
     /// What the link's name says has been taken of the holder's tables.
     told: Option<u64>,
+    records: Arc<Records>,
 }
 
 impl Shelf {
     /// For the lease of that name.
-    pub fn new(place: Where, name: &str, patience: Duration) -> Self {
+    pub fn new(place: Where, name: &str, patience: Duration, records: Arc<Records>) -> Self {
         let record = [RESERVED_LEASES, b"{", name.as_bytes(), b"}"].concat();
         let tables = [&record[..], b":tables"].concat();
-        Self { place, keys: [record, tables], link: None, patience, now_ms: 0, written: None, told: None }
+        Self { place, keys: [record, tables], link: None, patience, now_ms: 0, written: None, told: None, records }
     }
 
     fn endpoint(&self) -> Option<Endpoint> {
@@ -128,11 +131,14 @@ impl Shelf {
                 PrivateLink::connect(&endpoint, Protocol::Resp2).await?
             }
         };
+        let writes = commands.iter().filter_map(|command| command::lookup(command.first()?));
+        self.records.send(writes.filter(|spec| spec.access == Access::Write).count() as u64);
         link.send(&out).await?;
         let mut answers = Vec::with_capacity(commands.len());
         for _ in commands {
             answers.push(link.receive().await?);
         }
+        self.records.answer();
         self.link = Some(link);
         Ok(answers)
     }

@@ -86,7 +86,8 @@ impl Tenure {
     /// Holds nothing yet.
     pub fn new(parts: TenureParts, stores: [Where; 2]) -> Self {
         let patience = ANSWER.min(parts.lasts / LOOKS);
-        let shelves = stores.map(|place| Shelf::new(place, &parts.name, patience));
+        let mut records = parts.desk.records.iter().cloned();
+        let shelves = stores.map(|place| Shelf::new(place, &parts.name, patience, records.next().unwrap_or_default()));
         let lease = Lease::new(parts.id.clone(), parts.lasts);
         let now = phases_of(&parts.adopter.table());
         parts.desk.show(|view| view.name.clone_from(&parts.name));

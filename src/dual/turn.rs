@@ -13,6 +13,7 @@ use crate::dual::engine::{Inner, Target};
 use crate::dual::feed::{Feed, Step};
 use crate::dual::push::{Family, OWN_CHANNELS, Push, Verb};
 use crate::dual::subscriptions::Ear;
+use crate::dual::tally::Wrote;
 use crate::resp::refusal::Refusal;
 use crate::resp::reply::Protocol;
 use crate::routing::Side;
@@ -135,7 +136,7 @@ impl Inner {
             member.settled().await;
             for node in nodes {
                 let publish = crate::dual::effect::command(&[b"PUBLISH", &channel, node.as_bytes()]);
-                self.call(&Target::Node(node), &publish, 1, Protocol::Resp2, false).await?;
+                self.call(&Target::Node(node), &publish, 1, Wrote::default(), Protocol::Resp2, false).await?;
             }
             while end.owed.get() > 0 {
                 end.heard.notified().await;

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::dual::adopt::{Adopter, Mark};
-use crate::dual::{Copying, Peers};
+use crate::dual::{Copying, Peers, Recent};
 use crate::jobs::checkpoint::{Checkpoint, Counts, JobFile, Place, Record, Standing};
 use crate::jobs::throttle::{Baselines, Pulse};
 use crate::metrics::{self, Totals};
@@ -340,6 +340,7 @@ pub struct Context {
     pub bytes_from: Mutex<(Instant, u64)>,
     pub file: JobFile,
     pub bypass: bypass::Bypass,
+    pub recent: Arc<Recent>,
 }
 
 /// Keys of each route that its last backfill has copied. The lock guards the map, for a page of keys at a time.

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::audit::Kind as Unlike;
 use crate::command::CommandSpec;
-use crate::dual::{Target, refusal_of};
+use crate::dual::{Target, Unanswered, Wrote, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::resp::request::Request;
@@ -43,7 +43,7 @@ impl Session {
     pub(super) async fn block(&mut self, request: Request, spec: &'static CommandSpec) {
         self.replies.settle(0).await;
         let Some(places) = self.places(spec, &request) else {
-            return self.shared.engine.clone().submit_elsewhere(request.into_bytes(), self.caller());
+            return self.shared.engine.clone().submit_elsewhere(spec, request.into_bytes(), self.caller());
         };
         self.audit_together(spec.name, Unlike::CrossSlot, &views_at(&request, &places));
         let keys = keys_at(&request, &places);
@@ -101,9 +101,11 @@ impl Session {
             }
         };
         self.client.is_blocked.store(true, Ordering::Relaxed);
+        let unanswered = engine.count_sent(&target, Wrote::of(spec));
         let answer = self.wait_for(request, spec, &target, &mut link, keys, until).await;
-        if matches!(answer, Ok(Ended::ClientGone) | Err(_)) && !Box::pin(self.is_over(&mut link, &target)).await {
-            self.doubt_blocked(spec, keys);
+        match matches!(answer, Ok(Ended::ClientGone) | Err(_)) && !Box::pin(self.is_over(&mut link, &target)).await {
+            true => self.doubt_blocked(spec, keys),
+            false => drop(unanswered.map(Unanswered::answered)),
         }
         drop(link);
         self.note_activity();

@@ -37,7 +37,7 @@ impl Session {
         let engine = &self.shared.engine;
         let Some(places) = self.places(spec, &request) else {
             // The store says what is wrong with the arguments.
-            engine.submit_elsewhere(request.into_bytes(), self.caller());
+            engine.submit_elsewhere(spec, request.into_bytes(), self.caller());
             return Step::Done(Flow::Continue);
         };
         let is_elsewhere = |(index, db): &(usize, u32)| engine.is_elsewhere(*db, request.arg(*index));
@@ -181,7 +181,7 @@ impl Session {
             let reason = "it would change how the proxy itself reaches the store";
             self.refuse(Refusal::NotSupported { command: "config|set".into(), reason });
         } else {
-            self.shared.engine.submit_elsewhere(request.into_bytes(), self.caller());
+            self.shared.engine.submit_elsewhere(spec, request.into_bytes(), self.caller());
         }
         Step::Done(Flow::Continue)
     }
@@ -200,16 +200,16 @@ impl Session {
     pub(super) async fn script(&mut self, request: Request, spec: &'static CommandSpec) {
         let engine = self.shared.engine.clone();
         if !self.is_moving_db() {
-            return engine.submit_elsewhere(request.into_bytes(), self.caller());
+            return engine.submit_elsewhere(spec, request.into_bytes(), self.caller());
         }
         self.replies.settle(0).await;
         if matches!(spec.keys, Keys::None) {
             self.tell_primaries(&request, spec).await;
-            return engine.submit_elsewhere(request.into_bytes(), self.caller());
+            return engine.submit_elsewhere(spec, request.into_bytes(), self.caller());
         }
         let undeclared = self.shared.scripts.note(spec, &request);
         let Some(places) = self.places(spec, &request) else {
-            return engine.submit_elsewhere(request.into_bytes(), self.caller());
+            return engine.submit_elsewhere(spec, request.into_bytes(), self.caller());
         };
         if let Some(undeclared) = undeclared {
             self.note_undeclared(spec, &keys_at(&request, &places), &undeclared);

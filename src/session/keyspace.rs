@@ -104,7 +104,7 @@ impl Session {
             && parse_cursor(&request).is_some_and(|cursor| cursor != 0 && Cursor::parse(cursor).version == 0);
         let begins = spec.name != "SCAN" || parse_cursor(&request) == Some(0);
         if !self.is_moving_db() || stays || (begins && engine.table().all_standalone()) {
-            return engine.submit_elsewhere(request.into_bytes(), self.caller());
+            return engine.submit_elsewhere(spec, request.into_bytes(), self.caller());
         }
         self.replies.settle(0).await;
         let outcome = match spec.name {

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::audit::Kind as Unlike;
 use crate::command::{self, CommandSpec, Kind};
-use crate::dual::{ReplyTo, Target, refusal_of};
+use crate::dual::{ReplyTo, Target, Unanswered, Wrote, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::request::Request;
 use crate::resp::{reply, write};
@@ -294,7 +294,7 @@ impl Session {
         let engine = &self.shared.engine;
         let (begun, target) = self.place_of(self.begin(keys).await?, "exec", keys).await?;
         let batch = self.batch_of(commands, &target);
-        let answer = engine.call_batch(&target, &batch.bytes, batch.replies(), self.protocol).await;
+        let answer = engine.call_batch(&target, &batch.bytes, batch.replies(), wrote(commands), self.protocol).await;
         begun.finish(outcome_of(&answer)).await;
         answer.map(|frame| self.own_answers(commands, &target, &batch, frame)).map_err(|error| refusal_of(&error))
     }
@@ -393,11 +393,13 @@ impl Session {
             if !self.may_send(&watch.target, keys) {
                 return Err(LinkError::Down("the lease has ended".into()));
             }
+            let unanswered = self.shared.engine.count_sent(&watch.target, wrote(commands));
             watch.link.send(&batch.bytes).await?;
             let mut last = watch.link.receive().await?;
             for _ in 1..batch.replies() {
                 last = watch.link.receive().await?;
             }
+            unanswered.map(Unanswered::answered);
             Ok::<_, LinkError>(last)
         };
         let answer = answer.await;
@@ -471,6 +473,11 @@ impl Session {
         }
         Ok(merge(how, &parts))
     }
+}
+
+/// What the commands of a transaction count for.
+fn wrote(commands: &[Queued]) -> Wrote {
+    commands.iter().map(|queued| Wrote::of(queued.spec)).fold(Wrote::default(), Wrote::and)
 }
 
 /// A transaction as one store gets it.

@@ -17,7 +17,7 @@ use tokio::task::LocalSet;
 use crate::audit::Audit;
 use crate::dual::desk::Desk;
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Audience, Copying, Engine, EngineParts, Load, Message, Peers, Shadowing, Subscribing};
+use crate::dual::{Audience, Copying, Engine, EngineParts, Load, Message, Peers, Recent, Shadowing, Subscribing};
 use crate::keep::keep;
 use crate::metrics::Totals;
 use crate::routing::{Side, Table};
@@ -54,6 +54,7 @@ pub struct WorkerParts {
     pub serving: Arc<AtomicUsize>,
     pub journal: Arc<crate::dual::journal::Journal>,
     pub copying: Arc<Copying>,
+    pub recent: Arc<Recent>,
     pub shadowing: Arc<Shadowing>,
     pub totals: Arc<Totals>,
     pub traffic: Arc<TrafficBook>,
@@ -96,6 +97,7 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         peers: parts.peers,
         journal: parts.journal,
         copying: parts.copying,
+        recent: parts.recent,
         shadowing: parts.shadowing,
         traffic: parts.traffic,
         slow_keys: parts.slow_keys,
