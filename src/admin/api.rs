@@ -68,6 +68,7 @@ pub fn head(parts: &Parts, table: &Table) -> Value {
             "cluster": store(&totals.cluster),
         },
         "bypass": parts.jobs.bypass().writers(),
+        "bypass_listening": parts.jobs.bypass().listening(),
         "other_proxies": strangers,
         "lease": parts.adopter.desk().view(),
         "lease_proxies": companions,

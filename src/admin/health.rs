@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use crate::admin::routes::Traffic;
 use crate::admin::{Parts, uptime};
 use crate::dual::desk::Desk;
+use crate::jobs::bypass::FoundBy;
 use crate::metrics::{self, Kind, Page, label};
 use crate::process;
 use crate::routing::{Phase, Table};
@@ -91,11 +92,12 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
         "Requests refused because their keys are in different slots or on different stores.",
         refusals,
     );
+    let bypass = parts.jobs.bypass();
     page.add(
         "bypass_writers",
         Kind::Gauge,
         "Connections that were seen writing to a store around the proxy, since the start; up to 100.",
-        parts.jobs.bypass().writers().len(),
+        bypass.found_by(FoundBy::Connection),
     );
     let (companions, strangers) = parts.jobs.bypass().proxies();
     page.add(
@@ -114,8 +116,35 @@ pub async fn metrics(State(parts): State<Parts>) -> Response {
     page.add(
         "bypass_sightings_total",
         Kind::Counter,
-        "How often a look at the connections of a node found such a writer.",
-        parts.jobs.bypass().sightings(),
+        "How often a look found somebody who writes to a store around the proxy, by whatever it was found.",
+        bypass.sightings(),
+    );
+    page.add(
+        "bypass_commands_total",
+        Kind::Counter,
+        "Commands that write which a store has run and no proxy sent, as far as that is proven (INFO commandstats).",
+        bypass.counted(FoundBy::Count),
+    );
+    page.add(
+        "bypass_changes_total",
+        Kind::Counter,
+        "Changes of keys of dual routes that the proxy did not make, as stores tell of them (notify-keyspace-events).",
+        bypass.counted(FoundBy::Notification),
+    );
+    let mut routes: Vec<_> = bypass.writers().into_iter().filter_map(|writer| writer.route).collect();
+    routes.sort();
+    routes.dedup();
+    page.family(
+        "bypass_route",
+        Kind::Gauge,
+        "Dual routes of which a store told such a change, since the start; up to 100.",
+        routes.iter().map(|route| (label(&[("route", route)]), 1)),
+    );
+    page.add(
+        "bypass_listening_nodes",
+        Kind::Gauge,
+        "Nodes whose notifications of changed keys are listened to: while a route is dual, where their settings tell them.",
+        bypass.listening(),
     );
     page.add(
         "shadow_reads_total",

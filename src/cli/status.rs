@@ -26,6 +26,7 @@ pub fn run(config: &Config, asked: &Status, as_json: bool) -> anyhow::Result<u8>
         if as_json {
             let head = [
                 "bypass",
+                "bypass_listening",
                 "other_proxies",
                 "lease",
                 "lease_proxies",
@@ -123,23 +124,43 @@ fn print(table: &Value, routes: &[Value]) {
     print_lease(table);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     for writer in table["bypass"].as_array().into_iter().flatten() {
-        let text = |key: &str| writer[key].as_str().unwrap_or("").to_string();
-        let name = if text("name").is_empty() { String::new() } else { format!(" ({})", text("name")) };
-        let ago = now.saturating_sub(writer["last_seen"].as_u64().unwrap_or(now));
-        let does = if ago < 60 { "writes".to_string() } else { format!("wrote, {} min ago,", ago / 60) };
-        say!(
-            "{}{name} {does} to the {} {} around the proxy ({}): stop it, then run `cutover backfill --all`",
-            text("address"),
-            text("store"),
-            text("node"),
-            text("command")
-        );
+        say!("{}", bypass_line(writer, now));
     }
     if let Some(reason) = table["refused"].as_str() {
         say!("the newest proxy.toml is refused, the running table stays: {reason}");
     }
     let heads = ["ROUTE", "PHASE", "LEADER", "COPIED", "SYNCED", "DIVERGENCE", "OPS/S"];
     print_table(heads, gathered(routes).iter().map(cells));
+}
+
+/// Who writes around the proxy, and what to do; `now` in seconds since 1970.
+fn bypass_line(writer: &Value, now: u64) -> String {
+    let text = |key: &str| writer[key].as_str().unwrap_or("").to_string();
+    let place = format!("{} {}", text("store"), text("node"));
+    let (place, writes) = (place.trim_end(), writer["writes"].as_u64().unwrap_or(0));
+    let ago = now.saturating_sub(writer["last_seen"].as_u64().unwrap_or(now)) / 60;
+    let last = if ago == 0 { String::new() } else { format!(", the last {ago} min ago") };
+    match writer["found_by"].as_str() {
+        Some("count") => format!(
+            "the {place} has run {writes} commands that write which no proxy sent{last}: somebody writes around the proxy on connections that come and go; stop it, then run `cutover backfill --all`"
+        ),
+        Some("notification") => {
+            let (route, key) = (text("route"), text("key"));
+            format!(
+                "route {route}: {writes} changes on the {place} were made around the proxy{last}, such as {} of {key}: stop who makes them, then run `cutover backfill {route}`",
+                text("command")
+            )
+        }
+        _ => {
+            let name = if text("name").is_empty() { String::new() } else { format!(" ({})", text("name")) };
+            let does = if ago == 0 { "writes".to_string() } else { format!("wrote, {ago} min ago,") };
+            format!(
+                "{}{name} {does} to the {place} around the proxy ({}): stop it, then run `cutover backfill --all`",
+                text("address"),
+                text("command")
+            )
+        }
+    }
 }
 
 /// What walks the stores now.

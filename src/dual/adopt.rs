@@ -553,24 +553,37 @@ impl Adopter {
     /// Puts every dual route in doubt, whatever was known of it.
     pub async fn doubt_all(&self) {
         let _turn = self.turn.lock().await;
-        self.doubt_in(&[&self.table.load_full()]).await;
+        self.doubt_in(&[&self.table.load_full()], |_| true).await;
+    }
+
+    /// Puts some dual routes in doubt.
+    pub async fn doubt(&self, routes: &[RouteName]) {
+        let _turn = self.turn.lock().await;
+        self.doubt_in(&[&self.table.load_full()], |route| routes.contains(&route.name)).await;
     }
 
     /// The first of the tables is the running one.
     async fn note_loss_in(&self, tables: &[&Table]) {
-        if self.loss.take() && self.doubt_in(tables).await > 0 {
+        if self.loss.take() && self.doubt_in(tables, |_| true).await > 0 {
             tracing::warn!("what a store may have lost is copied again: a backfill of every dual route begins now");
         }
     }
 
     /// Gives how many routes are concerned.
-    async fn doubt_in(&self, tables: &[&Table]) -> usize {
-        let duals = |table: &Table| table.routes().iter().filter_map(|route| route.dual.clone()).collect::<Vec<_>>();
+    async fn doubt_in(&self, tables: &[&Table], is_in: impl Fn(&Route) -> bool) -> usize {
+        let duals = |table: &Table| {
+            let routes = table.routes().iter().filter(|route| is_in(route));
+            routes.filter_map(|route| route.dual.clone()).collect::<Vec<_>>()
+        };
         let is_news = duals(tables[0]).iter().any(|dual| !dual.is_in_doubt());
         tables.iter().flat_map(|table| duals(table)).for_each(|dual| dual.set_in_doubt(true));
         let routes = duals(tables[0]).len();
         if is_news {
-            tracing::warn!(routes, "every dual route is in doubt until a backfill has gone through it");
+            let all = tables[0].routes().iter().filter(|route| route.dual.is_some()).count();
+            match routes == all {
+                true => tracing::warn!(routes, "every dual route is in doubt until a backfill has gone through it"),
+                false => tracing::warn!(routes, "these routes are in doubt until a backfill has gone through them"),
+            }
             if let Err(error) = self.save(tables[0], false).await {
                 tracing::error!(%error, "write state file: the doubt is remembered by this run only; an unclean end puts the routes in doubt all the same");
             }

@@ -427,7 +427,7 @@ impl Jobs {
     /// Looks for writers that go around the proxy, from time to time; never, if that is zero.
     pub fn watch_bypass(&self, every: Duration) {
         let context = self.context.clone();
-        tokio::spawn(async move { bypass::watch(&context, every).await });
+        tokio::spawn(bypass::watch(context, every));
     }
 
     /// What was found of them.

@@ -143,7 +143,10 @@ function troubles() {
   // What refuses the file names the differences as well.
   if (lease.differs.length && !refused) found.push(["warn", "This proxy.toml differs from the holder's table.", "The holder's counts, and this file flips nothing meanwhile.", lease.differs]);
   const now = writers().filter(isWriting);
-  if (now.length) found.push(["warn", `${plural(now.length, "connection")} ${now.length === 1 ? "writes" : "write"} around the proxy.`, `Every dual route is in doubt until ${now.length === 1 ? "it has" : "they have"} stopped and a backfill has gone through.`, told(now)]);
+  const connected = now.filter(writer => writer.found_by === "connection"), named = [...new Set(now.map(writer => writer.route).filter(Boolean))];
+  const who = connected.length ? `${plural(connected.length, "connection")} ${connected.length === 1 ? "writes" : "write"} around the proxy.` : "Somebody writes around the proxy.";
+  const which = named.length === 0 || now.some(writer => !writer.route) ? "Every dual route is" : `${named.length === 1 ? "Route" : "Routes"} ${names(named)} ${named.length === 1 ? "is" : "are"}`;
+  if (now.length) found.push(["warn", who, `${which} in doubt until ${connected.length === 1 && now.length === 1 ? "it has" : "they have"} stopped and a backfill has gone through.`, told(now)]);
   return found;
 }
 
@@ -155,7 +158,7 @@ function notes() {
   if (lease.role === "holds" && others.length) found.push(["note", "This proxy holds the lease of the dual routes.", `${plural(others.length, "more proxy", "more proxies")} (${names(others)}) ${others.length === 1 ? "sends" : "send"} it their traffic.`]);
   if (lease.role === "follows") found.push(["note", `The proxy at ${lease.holder} holds the lease of the dual routes,`, "and gets their traffic from this one. Flips, backfills and verifications are made there."]);
   const before = writers().filter(writer => !isWriting(writer));
-  if (before.length) found.push(["note", `${plural(before.length, "connection")} wrote around the proxy before.`, "Where a route is in doubt, a backfill ends it.", told(before)]);
+  if (before.length) found.push(["note", before.every(writer => writer.found_by === "connection") ? `${plural(before.length, "connection")} wrote around the proxy before.` : "Somebody wrote around the proxy before.", "Where a route is in doubt, a backfill ends it.", told(before)]);
   return found;
 }
 
@@ -164,8 +167,11 @@ const isWriting = writer => state.head.now_ms / 1000 - writer.last_seen < 60;
 
 /** A line each, as in `cutover status`. */
 function told(writers) {
-  const line = ({ address, name, store, node, command, last_seen }) =>
-    `${address}${name ? ` (${name})` : ""} ${isWriting({ last_seen }) ? "writes" : `wrote until ${clock(last_seen * 1000)}`} to the ${store} ${node} (${command})`;
+  const until = last_seen => isWriting({ last_seen }) ? "" : ` until ${clock(last_seen * 1000)}`;
+  const line = ({ found_by, address, name, store, node, command, route, key, writes, last_seen }) =>
+    found_by === "count" ? `${plural(writes, "command")} on the ${store} ${node} came from connections that no look has seen${until(last_seen)}`
+    : found_by === "notification" ? `route ${route}: ${plural(writes, "change")} on the ${store} ${node}${until(last_seen)}, such as ${command} of ${key}`
+    : `${address}${name ? ` (${name})` : ""} ${isWriting({ last_seen }) ? "writes" : `wrote until ${clock(last_seen * 1000)}`} to the ${store} ${node} (${command})`;
   const lines = writers.slice(0, 5).map(line);
   return [...lines, writers.length > lines.length && `and ${writers.length - lines.length} more; \`cutover status\` lists them`].filter(Boolean);
 }
