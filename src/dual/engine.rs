@@ -631,8 +631,10 @@ impl Inner {
             Target::Peer { db } => self.stores.peer(*db, request.clone(), replies, protocol, waiter),
         }
         let answer = receiver.await.unwrap_or(Err(LinkError::Lost));
-        if answer.as_ref().err().is_none_or(|error| !error.may_have_run()) {
-            unanswered.map(Unanswered::answered);
+        if let Some(unanswered) = unanswered
+            && answer.as_ref().err().is_none_or(|error| !error.may_have_run())
+        {
+            unanswered.answered();
         }
         answer
     }

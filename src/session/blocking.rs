@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::audit::Kind as Unlike;
 use crate::command::CommandSpec;
-use crate::dual::{Target, Unanswered, Wrote, refusal_of};
+use crate::dual::{Target, Wrote, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::reply;
 use crate::resp::request::Request;
@@ -103,9 +103,10 @@ impl Session {
         self.client.is_blocked.store(true, Ordering::Relaxed);
         let unanswered = engine.count_sent(&target, Wrote::of(spec));
         let answer = self.wait_for(request, spec, &target, &mut link, keys, until).await;
-        match matches!(answer, Ok(Ended::ClientGone) | Err(_)) && !Box::pin(self.is_over(&mut link, &target)).await {
-            true => self.doubt_blocked(spec, keys),
-            false => drop(unanswered.map(Unanswered::answered)),
+        if matches!(answer, Ok(Ended::ClientGone) | Err(_)) && !Box::pin(self.is_over(&mut link, &target)).await {
+            self.doubt_blocked(spec, keys);
+        } else if let Some(unanswered) = unanswered {
+            unanswered.answered();
         }
         drop(link);
         self.note_activity();

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::audit::Kind as Unlike;
 use crate::command::{self, CommandSpec, Kind};
-use crate::dual::{ReplyTo, Target, Unanswered, Wrote, refusal_of};
+use crate::dual::{ReplyTo, Target, Wrote, refusal_of};
 use crate::resp::refusal::Refusal;
 use crate::resp::request::Request;
 use crate::resp::{reply, write};
@@ -399,7 +399,9 @@ impl Session {
             for _ in 1..batch.replies() {
                 last = watch.link.receive().await?;
             }
-            unanswered.map(Unanswered::answered);
+            if let Some(unanswered) = unanswered {
+                unanswered.answered();
+            }
             Ok::<_, LinkError>(last)
         };
         let answer = answer.await;

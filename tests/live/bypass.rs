@@ -1,8 +1,8 @@
 //! Who writes to a store around the proxy is found and named, and the routes are not trusted; who only reads is left alone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::common::{Proxy, Redis, Settings, Stores, command, eventually, run};
+use crate::common::{Proxy, Redis, Settings, Stores, command, eventually, run, try_run};
 
 #[test]
 fn a_writer_that_goes_around_the_proxy_is_named_and_its_routes_are_in_doubt_until_it_has_gone() {
@@ -299,6 +299,67 @@ fn what_the_proxy_itself_does_is_nobody_s_else() {
     let key = key_of("936");
     eventually("a foreign write is found by both", || {
         stray(&stores.standalone, &["SET", &key, "around"]);
+        std::thread::sleep(Duration::from_millis(200));
+        !found_by(&proxy, "count").is_empty() && !found_by(&proxy, "notification").is_empty()
+    });
+}
+
+#[test]
+fn what_befalls_the_stores_is_nobody_s_writing() {
+    let stores = Stores::start();
+    tell_changes(&stores);
+    let mut settings = Settings { look_every: "1s", ..Settings::of(&stores) };
+    settings.stores = "reply_timeout = \"400ms\"\npatience = \"300ms\"".into();
+    let proxy = settings.phase("939", "dual-standalone").start().ready();
+    let mut client = proxy.connect();
+    let key = key_of("939");
+    run(&mut client, &format!("SET {key} 0"));
+    proxy.cli_ok("backfill 939 --rate 0");
+    eventually("all are listened to", || proxy.table()["bypass_listening"] == 4);
+    let traffic = |client: &mut redis::Connection, seconds: u64| {
+        let until = Instant::now() + Duration::from_secs(seconds);
+        let mut number = 0;
+        while Instant::now() < until {
+            number += 1;
+            for words in [format!("INCR {key}"), format!("HSET provider:939:{} a {number}", number % 100)] {
+                // A store that stands still answers with an error.
+                drop(try_run(client, &words));
+            }
+        }
+    };
+    traffic(&mut client, 5);
+    // A slot goes from one primary to another, with its keys.
+    let slot = cutover::slot::of(key.as_bytes());
+    let id = |node: &Redis| command(&["CLUSTER", "MYID"]).query::<String>(&mut node.connect()).expect("an id");
+    let (from, to) = (&stores.nodes[0], &stores.nodes[1]);
+    run(&mut to.connect(), &format!("CLUSTER SETSLOT {slot} IMPORTING {}", id(from)));
+    run(&mut from.connect(), &format!("CLUSTER SETSLOT {slot} MIGRATING {}", id(to)));
+    traffic(&mut client, 2);
+    let keys: Vec<String> =
+        command(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), "100"]).query(&mut from.connect()).expect("keys");
+    for key in &keys {
+        run(&mut from.connect(), &format!("MIGRATE 127.0.0.1 {} {key} 0 5000", to.port));
+    }
+    traffic(&mut client, 2);
+    for node in &stores.nodes[..3] {
+        run(&mut node.connect(), &format!("CLUSTER SETSLOT {slot} NODE {}", id(to)));
+    }
+    traffic(&mut client, 3);
+    // The stores stand still for longer than the proxy waits, and run afterwards what lies before them.
+    for node in [&stores.nodes[2], &stores.standalone] {
+        node.signal("STOP");
+        traffic(&mut client, 1);
+        node.signal("CONT");
+        traffic(&mut client, 3);
+    }
+    for node in [&stores.nodes[2], &stores.standalone] {
+        run(&mut node.connect(), "CONFIG RESETSTAT");
+    }
+    traffic(&mut client, 3);
+    assert!(!keys.is_empty(), "something was moved");
+    assert_eq!(proxy.table()["bypass"], serde_json::json!([]), "{}", proxy.log());
+    eventually("a foreign write is found by both", || {
+        stray(&stores.standalone, &["SET", "provider:939:stray", "around"]);
         std::thread::sleep(Duration::from_millis(200));
         !found_by(&proxy, "count").is_empty() && !found_by(&proxy, "notification").is_empty()
     });

@@ -39,7 +39,9 @@ pub(super) fn writers(
         let is_elsewhere = !field("db")?.parse().is_ok_and(&is_moving);
         // The server counts idle time in whole seconds.
         let is_old = field("idle")?.parse::<u64>().ok()? > every.as_secs();
-        if is_ours || is_server || is_elsewhere || is_old || !may_write(command) {
+        // A slot that moves: between nodes, and whoever moves it.
+        let is_move = command == "restore-asking" || (side == Side::Cluster && command == "migrate");
+        if is_ours || is_server || is_move || is_elsewhere || is_old || !may_write(command) {
             return None;
         }
         Some(Writer {
@@ -105,6 +107,8 @@ mod tests {
             assert_eq!(is_found(line("", "N", 2, 0, command)), [], "{command}");
         }
         assert_eq!(is_found(line(own_name(), "N", 2, 0, "set")), [], "the proxy itself");
+        assert_eq!(is_found(line("", "N", 2, 0, "restore-asking")), [], "a node that a slot moves away from");
+        assert_eq!(is_found(line("", "N", 2, 0, "migrate")).len(), 1, "on the standalone it takes keys away");
         assert_eq!(is_found(line("cutover:00000001", "N", 2, 0, "set")).len(), 1, "another proxy");
         assert_eq!(is_found(line("", "S", 2, 0, "set")), [], "a replica");
         assert_eq!(is_found(line("", "O", 2, 0, "set")), [], "a monitor");

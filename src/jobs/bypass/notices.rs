@@ -35,7 +35,7 @@ use crate::store::link::Endpoint;
 const OWN_SECONDS: u32 = 10;
 /// How long after it.
 const ANSWER_SECONDS: u32 = 2;
-/// From when on a route's changes, or those of a connection, are judged.
+/// From when on changes are judged, after a route has become dual or somebody has begun to listen.
 const SETTLE_SECONDS: u32 = 3;
 /// What a node may tell between two looks; reading them takes a tenth of a second or so.
 const NOTICES_MAX: usize = 50_000;
