@@ -2,13 +2,13 @@
 //! lane knows of it.
 //!
 //! Now and then, while a route is dual, the nodes are asked three things:
-//! - who is connected (CLIENT LIST, [`connections`]). A connection that is not the proxy's, not a replica and not a monitor,
+//! - who is connected (CLIENT LIST, `connections`). A connection that is not the proxy's, not a replica and not a monitor,
 //!   whose last command writes and ran since the last look, is a writer. One that only reads is left alone, and so is one in
 //!   another database. What this does not see: a connection that came, wrote and went between two looks, or that read after
 //!   it had written.
-//! - how many commands that write they have run (INFO commandstats, [`counts`]), against what was sent to them. What exceeds
+//! - how many commands that write they have run (INFO commandstats, `counts`), against what was sent to them. What exceeds
 //!   that was sent on connections that nobody saw. Where something else may be the cause nothing is said.
-//! - which keys were changed (notifications, [`notices`]), where a store's settings tell it; these are never changed. A key of
+//! - which keys were changed (notifications, `notices`), where a store's settings tell it; these are never changed. A key of
 //!   a dual route that the proxy has not written lately was written by somebody else, or by a script that does not declare it.
 //!
 //! The first two know no key, so every dual route is in doubt from then on, until a backfill has gone through it with the
