@@ -1,6 +1,6 @@
 # `make up` runs the whole thing on this machine; `make test` gets what the tests need and runs them all.
 
-.PHONY: up down demo test bench
+.PHONY: up down demo test bench instructions
 
 up:
 	@docker/local.sh up
@@ -22,6 +22,14 @@ test: .venv/.done
 	.venv/bin/python tests/packaging/check.py
 	.venv/bin/python tests/clients/clients.py
 	.venv/bin/python tests/dashboard/dashboard.py
+	cargo build --locked --quiet --release
+	-@python3 benches/instructions.py
+
+# Instructions of the byte path: a report at the end of the tests, which fails nothing.
+instructions:
+	@docker/local.sh get-redis
+	cargo build --locked --release
+	python3 benches/instructions.py
 
 # The pieces, then the whole in its three roles against a bare Redis.
 bench:

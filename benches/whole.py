@@ -174,8 +174,9 @@ class Stores:
         return sum(process.cpu_seconds() for process in self.processes.values())
 
 
-def start_proxy(options, role, stores, directory, stack, lines=""):
-    """Starts the proxy in a role, with further lines in its configuration; gives its process and its port."""
+def start_proxy(options, role, stores, directory, stack, lines="", before=()):
+    """Starts the proxy in a role, with further lines in its configuration and words before its command line; gives its
+    process and its port."""
     port, admin_port = free_ports(2)
     values = {
         "port": port, "admin_port": admin_port, "workers": options.workers, "workdir": directory,
@@ -190,7 +191,7 @@ def start_proxy(options, role, stores, directory, stack, lines=""):
     config = os.path.join(directory, role + ".toml")
     with open(config, "w") as file:
         file.write(text + lines)
-    process = Process(role, [options.binary, "--config", config, "serve"], directory)
+    process = Process(role, [*before, options.binary, "--config", config, "serve"], directory)
     stack.callback(process.stop)
     process.wait_for(port)
     return process, port

@@ -492,7 +492,6 @@ pub const CORPUS: &[&str] = &[
     "OBJECT ENCODING {zset}",
     "OBJECT ENCODING {stream}",
     "OBJECT REFCOUNT {none}",
-    "OBJECT IDLETIME {str}",
     "OBJECT IDLETIME {none}",
     "OBJECT FREQ {str}",
     "OBJECT FREQ {none}",
