@@ -17,7 +17,7 @@ use crate::dual::install::{Adoption, Stage, Step, Which};
 use crate::dual::lease::{Phases, Tables};
 use crate::dual::message::{Message, Peers};
 use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
-use crate::routing::flip::{self, Closing, Flip, Jumps, RefusedFlip, RouteFacts};
+use crate::routing::flip::{self, Closing, Flip, Jumps, Reason, RefusedFlip, RouteFacts};
 use crate::routing::{ClusterKeys, Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
 use crate::store::Loss;
 
@@ -356,10 +356,10 @@ impl Adopter {
                 Step::Turn(which) => self.turn(table(which).pubsub().leader()).await,
                 Step::Judge => {
                     self.note_loss_in(&[old, new]).await;
-                    let judged = judge(&flips, old, untouched, forced);
+                    let judged = flip::judge(&flips, facts_of(old, untouched), forced);
                     // What was looked through is open again when this is given up, and so is not known any more.
-                    may_pass = judged.is_err() && untouched.is_empty() && has_divergence(&flips, old);
-                    judged
+                    may_pass = untouched.is_empty() && judged.as_ref().is_err_and(|refused| is_for_divergence(refused));
+                    judged.map_err(|refused| Refused(told(&refused)))
                 }
                 Step::Prepare => {
                     begin_phases(&flips, new, |route| self.state.lock().has_stale_cluster_keys(route));
@@ -427,9 +427,9 @@ impl Adopter {
     ) -> Result<(), Refused> {
         let deadline = Instant::now() + self.flip_timeout();
         loop {
-            let judged = judge(flips, old, untouched, forced);
-            if judged.is_ok() || !has_divergence(flips, old) || Instant::now() >= deadline {
-                return judged;
+            let Err(refused) = flip::judge(flips, facts_of(old, untouched), forced) else { return Ok(()) };
+            if !is_for_divergence(&refused) || Instant::now() >= deadline {
+                return Err(Refused(told(&refused)));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -817,12 +817,16 @@ pub fn judge(
     untouched: &[Flip],
     forced: impl Fn(&RouteName) -> bool,
 ) -> Result<(), Refused> {
-    let facts = |flip: &Flip| RouteFacts { untouched: untouched.contains(flip), ..facts(old, &flip.before) };
-    flip::judge(flips, facts, forced).map_err(|refused| Refused(told(&refused)))
+    flip::judge(flips, facts_of(old, untouched), forced).map_err(|refused| Refused(told(&refused)))
 }
 
-fn has_divergence(flips: &[Flip], old: &Table) -> bool {
-    flips.iter().any(|flip| facts(old, &flip.before).divergence > 0)
+fn facts_of(old: &Table, untouched: &[Flip]) -> impl Fn(&Flip) -> RouteFacts {
+    |flip| RouteFacts { untouched: untouched.contains(flip), ..facts(old, &flip.before) }
+}
+
+/// Whether nothing else is in the way, which is repaired by itself: by what was judged, since it may be repaired by now.
+fn is_for_divergence(refused: &[RefusedFlip]) -> bool {
+    refused.iter().all(|refused| matches!(refused.reason, Reason::Divergence { .. }))
 }
 
 /// A text each; parts of the share that are refused for the same reason have one together.
