@@ -344,7 +344,8 @@ impl Proxy {
             if let Some(status) = self.child.try_wait().expect("look at the proxy") {
                 panic!("the proxy ended with {status}:\n{}", self.log());
             }
-            ports.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok())
+            // What it says before it serves has been read by then.
+            self.log().contains("serving") && ports.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok())
         });
     }
 
