@@ -60,6 +60,37 @@ pub struct Adopted {
     pub paused: Duration,
 }
 
+/// Why the running table stays.
+enum Unadopted {
+    /// Flips of it are not allowed by what is known of their routes.
+    Judged(Vec<RefusedFlip>),
+    /// Something did not end, or could not be written.
+    Refused(Refused),
+}
+
+impl Unadopted {
+    /// Whether nothing else is in the way than what is repaired by itself: by what was judged, since it may be repaired by now.
+    fn may_pass(&self) -> bool {
+        let is_divergence = |refused: &RefusedFlip| matches!(refused.reason, Reason::Divergence { .. });
+        matches!(self, Self::Judged(refused) if refused.iter().all(is_divergence))
+    }
+}
+
+impl From<Refused> for Unadopted {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+impl From<Unadopted> for Refused {
+    fn from(unadopted: Unadopted) -> Self {
+        match unadopted {
+            Unadopted::Judged(refused) => Self(told(&refused)),
+            Unadopted::Refused(refused) => refused,
+        }
+    }
+}
+
 /// Whose table is adopted.
 enum Source<'s> {
     /// The file's, which is judged. `untouched`: flips of routes that have no key.
@@ -180,7 +211,7 @@ impl Adopter {
         &self,
         spec: &RoutingSpec,
         file_crc: u32,
-        find: impl AsyncFnOnce(&Jumps) -> Result<Vec<Flip>, String>,
+        find: impl AsyncFn(&Jumps) -> Result<Vec<Flip>, String>,
     ) -> Result<Adopted, Refused> {
         let outcome = self.judge_file(spec, find).await;
         match &outcome {
@@ -208,7 +239,7 @@ impl Adopter {
     async fn judge_file(
         &self,
         spec: &RoutingSpec,
-        find: impl AsyncFnOnce(&Jumps) -> Result<Vec<Flip>, String>,
+        find: impl AsyncFn(&Jumps) -> Result<Vec<Flip>, String>,
     ) -> Result<Adopted, Refused> {
         let _turn = self.turn.lock().await;
         let old = self.table.load_full();
@@ -220,12 +251,14 @@ impl Adopter {
         let flips = flip::flips(&old, &new);
         if let Some(holder) = self.desk.followed() {
             self.compare(&flips, &old, &new, &holder)?;
-            return self.adopt((&old, &new), flips, Source::File { spec, untouched: Vec::new() }).await;
+            let source = Source::File { spec, untouched: Vec::new() };
+            return self.adopt((&old, &new), flips, source).await.map_err(Refused::from);
         }
         let forced = |route: &RouteName| spec.is_forced(route);
         let jumps = Jumps::of(&old, &new, &flips, forced);
+        let deadline = Instant::now() + self.flip_timeout();
         // Whatever else is refused is known sooner.
-        self.wait_for_repairs(&old, &flips, jumps.flips(), forced).await?;
+        self.wait_for_repairs(&old, &flips, jumps.flips(), forced, deadline).await?;
         let is_dual = |table: &Table| table.routes().iter().any(|route| route.dual.is_some());
         if is_dual(&old) || is_dual(&new) {
             let announced = self.desk.announce(phases_of(&old), phases_of(&new), self.flip_timeout()).await;
@@ -234,10 +267,25 @@ impl Adopter {
                 return Err(Refused(vec![reason]));
             }
         }
-        let untouched = self.untouched(&jumps, find).await;
-        let adopted = match judge(&flips, &old, &untouched, forced) {
-            Ok(()) => self.adopt((&old, &new), flips, Source::File { spec, untouched }).await,
-            Err(refused) => Err(refused),
+        let adopted = loop {
+            let untouched = self.untouched(&jumps, &find).await;
+            let adopted = match flip::judge(&flips, facts_of(&old, &untouched), forced) {
+                Ok(()) => self.adopt((&old, &new), flips.clone(), Source::File { spec, untouched }).await,
+                Err(refused) => {
+                    // What was looked through is closed.
+                    self.open();
+                    Err(Unadopted::Judged(refused))
+                }
+            };
+            match adopted {
+                // Keys came to differ since the judgement before. Everything is open again, so that they are repaired.
+                Err(unadopted) if unadopted.may_pass() && Instant::now() < deadline => {
+                    if let Err(refused) = self.wait_for_repairs(&old, &flips, jumps.flips(), forced, deadline).await {
+                        break Err(refused);
+                    }
+                }
+                adopted => break adopted.map_err(Refused::from),
+            }
         };
         self.desk.settle();
         adopted
@@ -314,7 +362,7 @@ impl Adopter {
             // Only what is known of the routes is news, and both tables share it.
             return self.save(old, false).await.map_err(|error| unwritten(&error).into());
         }
-        self.adopt((old, &new), flips, Source::Holder { leaving }).await?;
+        self.adopt((old, &new), flips, Source::Holder { leaving }).await.map_err(Refused::from)?;
         if has_flipped {
             self.desk.changed.notify_one();
         }
@@ -327,7 +375,7 @@ impl Adopter {
         (old, new): (&Arc<Table>, &Arc<Table>),
         flips: Vec<Flip>,
         source: Source<'_>,
-    ) -> Result<Adopted, Refused> {
+    ) -> Result<Adopted, Unadopted> {
         let began = Instant::now();
         let forced = |route: &RouteName| match &source {
             Source::File { spec, .. } => spec.is_forced(route),
@@ -344,39 +392,35 @@ impl Adopter {
         let mut adoption = Adoption::begin(!closed.is_empty(), turns);
         let table = |which| if which == Which::Old { old } else { new };
         let (mut refused, mut took, mut paused) = (None, Duration::ZERO, Duration::ZERO);
-        let mut may_pass = false;
         // What was looked through is closed already.
         let mut closing = (!untouched.is_empty()).then(Instant::now);
         loop {
             let outcome = match adoption.step() {
                 Step::Close(stage) => {
                     closing.get_or_insert_with(Instant::now);
-                    self.close(stage, &closed, turns).await
+                    self.close(stage, &closed, turns).await.map_err(Unadopted::from)
                 }
-                Step::Turn(which) => self.turn(table(which).pubsub().leader()).await,
+                Step::Turn(which) => self.turn(table(which).pubsub().leader()).await.map_err(Unadopted::from),
                 Step::Judge => {
                     self.note_loss_in(&[old, new]).await;
-                    let judged = flip::judge(&flips, facts_of(old, untouched), forced);
-                    // What was looked through is open again when this is given up, and so is not known any more.
-                    may_pass = untouched.is_empty() && judged.as_ref().is_err_and(|refused| is_for_divergence(refused));
-                    judged.map_err(|refused| Refused(told(&refused)))
+                    flip::judge(&flips, facts_of(old, untouched), forced).map_err(Unadopted::Judged)
                 }
                 Step::Prepare => {
                     begin_phases(&flips, new, |route| self.state.lock().has_stale_cluster_keys(route));
                     let draft = snapshot_of(new, false);
-                    self.on_disk(move |state| state.prepare(&draft)).await.map_err(|error| unwritten(&error))
+                    self.on_disk(move |state| state.prepare(&draft)).await.map_err(|error| unwritten(&error).into())
                 }
                 Step::Commit => {
                     let decided = snapshot_of(new, false);
                     match self.commit_lease(&flips).await {
                         Ok(()) => {
                             let written = self.on_disk(move |state| state.commit(&decided)).await;
-                            written.map_err(|error| unwritten(&error))
+                            written.map_err(|error| unwritten(&error).into())
                         }
-                        Err(refused) => Err(refused),
+                        Err(refused) => Err(refused.into()),
                     }
                 }
-                Step::Install(which) => self.install(table(which)).await,
+                Step::Install(which) => self.install(table(which)).await.map_err(Unadopted::from),
                 Step::Open(which) => {
                     self.table.store(table(which).clone());
                     if let (Source::Holder { leaving }, Which::New) = (&source, which) {
@@ -394,15 +438,8 @@ impl Adopter {
                     Ok(())
                 }
                 Step::Over(Which::New) => break,
-                // Keys came to differ while the gates closed. They are open again, so that these are repaired.
-                Step::Over(Which::Old) if may_pass && began.elapsed() < self.flip_timeout() => {
-                    self.wait_for_repairs(old, &flips, untouched, forced).await?;
-                    adoption = Adoption::begin(!closed.is_empty(), turns);
-                    (refused, closing, may_pass) = (None, None, false);
-                    continue;
-                }
                 Step::Over(Which::Old) => {
-                    return Err(refused.unwrap_or_else(|| Refused(vec!["the adoption was given up".into()])));
+                    return Err(refused.unwrap_or_else(|| Refused(vec!["the adoption was given up".into()]).into()));
                 }
             };
             adoption.done(outcome.is_ok());
@@ -417,19 +454,20 @@ impl Adopter {
         Ok(Adopted { version: new.version(), flips, pubsub, took, paused })
     }
 
-    /// Judges before anything is closed; open divergence gets `flip_timeout` to be repaired.
+    /// Judges while nothing is closed; open divergence gets until `deadline` to be repaired.
     async fn wait_for_repairs(
         &self,
         old: &Table,
         flips: &[Flip],
         untouched: &[Flip],
         forced: impl Fn(&RouteName) -> bool + Copy,
+        deadline: Instant,
     ) -> Result<(), Refused> {
-        let deadline = Instant::now() + self.flip_timeout();
         loop {
             let Err(refused) = flip::judge(flips, facts_of(old, untouched), forced) else { return Ok(()) };
-            if !is_for_divergence(&refused) || Instant::now() >= deadline {
-                return Err(Refused(told(&refused)));
+            let unadopted = Unadopted::Judged(refused);
+            if !unadopted.may_pass() || Instant::now() >= deadline {
+                return Err(unadopted.into());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -437,7 +475,7 @@ impl Adopter {
 
     /// Those of the jumps of which no key is there. They are closed while that is looked for, and stay closed; a request for
     /// one of them ends the search, and waits for no more than that.
-    async fn untouched(&self, jumps: &Jumps, find: impl AsyncFnOnce(&Jumps) -> Result<Vec<Flip>, String>) -> Vec<Flip> {
+    async fn untouched(&self, jumps: &Jumps, find: impl AsyncFn(&Jumps) -> Result<Vec<Flip>, String>) -> Vec<Flip> {
         if jumps.flips().is_empty() {
             return Vec::new();
         }
@@ -822,11 +860,6 @@ pub fn judge(
 
 fn facts_of(old: &Table, untouched: &[Flip]) -> impl Fn(&Flip) -> RouteFacts {
     |flip| RouteFacts { untouched: untouched.contains(flip), ..facts(old, &flip.before) }
-}
-
-/// Whether nothing else is in the way, which is repaired by itself: by what was judged, since it may be repaired by now.
-fn is_for_divergence(refused: &[RefusedFlip]) -> bool {
-    refused.iter().all(|refused| matches!(refused.reason, Reason::Divergence { .. }))
 }
 
 /// A text each; parts of the share that are refused for the same reason have one together.
