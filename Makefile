@@ -12,6 +12,8 @@ down:
 demo: up .venv/.done
 	@.venv/bin/python tests/demo/demo.py
 
+# The live tests wait for stores more than they compute.
+test: export RUST_TEST_THREADS ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
 test: .venv/.done
 	@docker/local.sh get-redis
 	@docker/local.sh get-chromium

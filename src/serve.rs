@@ -29,14 +29,14 @@ use crate::admin;
 use crate::audit::Audit;
 use crate::config::watch::Fingerprint;
 use crate::config::{self, Config};
-use crate::dual::adopt::{self, Adopter};
+use crate::dual::adopt::Adopter;
 use crate::dual::desk::{Ask, Desk};
 use crate::dual::journal::Journal;
 use crate::dual::shelf::Where;
 use crate::dual::state::{Snapshot, StateFile};
 use crate::dual::tenure::{Tenure, TenureParts};
 use crate::dual::traffic::TrafficBook;
-use crate::dual::{Audience, Copying, Message, Peers, Recent, Shadowing, Subscribing};
+use crate::dual::{Audience, Copying, Message, Peers, Recent, Shadowing, Subscribing, remembered};
 use crate::jobs::checkpoint::{JobFile, Record};
 use crate::jobs::{self, Jobs};
 use crate::metrics::{PANICS, Totals};
@@ -106,7 +106,7 @@ pub fn run(path: &Path, beside: Beside) -> anyhow::Result<()> {
         Some(_) => {}
     }
     let (table, refused) =
-        adopt::first_table(snapshot.as_ref(), |route| state.has_stale_cluster_keys(route), &config.routing);
+        remembered::first_table(snapshot.as_ref(), |route| state.has_stale_cluster_keys(route), &config.routing);
     if is_lost {
         table.routes().iter().filter_map(|route| route.dual.as_ref()).for_each(|dual| dual.set_in_doubt(true));
     }
@@ -304,7 +304,7 @@ impl Program {
         let spread = listeners::spread(listeners.clients, count).context("share the sockets among the workers")?;
         // Before anybody is served, and where nothing can fail any more that a mistake in the file would explain: from here on
         // the clean end of the last run says nothing, also where the table is the one that it had.
-        state.save(&adopt::snapshot_of(&table, false)).context("write state file")?;
+        state.save(&remembered::snapshot_of(&table, false)).context("write state file")?;
         let bounds = Arc::new(Bounds::new(&limits(config)));
         bounds.set_shares(reach::shares(config));
         bounds.set_chosen(config.commands.clone());

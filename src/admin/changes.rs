@@ -13,7 +13,8 @@ use crate::admin::Parts;
 use crate::admin::api::{Refused, refused};
 use crate::change::{self, Back, Change, ChangeError, Changed, Considered, Judgement, Line, Missing, Proxy};
 use crate::config::{self, Config};
-use crate::dual::adopt::{self, Adopter};
+use crate::dual::adopt::Adopter;
+use crate::dual::verdict;
 use crate::routing::Phase;
 
 /// What `POST /api/move` takes.
@@ -114,7 +115,7 @@ impl Proxy for Adopter {
     fn lines(&self) -> Result<HashMap<String, Line>, String> {
         let table = self.table();
         let line =
-            |route: &crate::routing::Route| Line { phase: route.phase, facts: adopt::facts(&table, &route.name) };
+            |route: &crate::routing::Route| Line { phase: route.phase, facts: verdict::facts(&table, &route.name) };
         Ok(table.routes().iter().map(|route| (route.name.to_string(), line(route))).collect())
     }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::cli::output::say;
 use crate::cli::{DONE, REFUSED};
 use crate::config::Config;
-use crate::dual::adopt;
+use crate::dual::remembered;
 use crate::dual::state::{Snapshot, StateFile};
 use crate::resp::reply::Protocol;
 use crate::routing::{Phase, RouteName, Table, flip};
@@ -84,9 +84,9 @@ fn judge(config: &Config, snapshot: Option<Snapshot>) -> (Vec<Flipped>, Vec<Stri
     let Some(mut snapshot) = snapshot else { return (Vec::new(), Vec::new()) };
     // While the proxy runs the file says "not clean", which is no doubt.
     snapshot.clean = true;
-    let old = adopt::remembered(&snapshot, &config.routing);
+    let old = remembered::last_table(&snapshot, &config.routing);
     let new = Table::build(&config.routing, snapshot.version + 1, Some(&old));
     let flips = flip::flips(&old, &new).into_iter().map(|flip| (flip.route, flip.from, flip.to)).collect();
-    let (_, refused) = adopt::first_table(Some(&snapshot), |_| false, &config.routing);
+    let (_, refused) = remembered::first_table(Some(&snapshot), |_| false, &config.routing);
     (flips, refused.map(|refused| refused.0).unwrap_or_default())
 }

@@ -1,7 +1,6 @@
 //! From a newly read table to the adopted one, by the steps of [`Adoption`]. Runs on the control thread, one adoption at a
 //! time. A table that is refused changes nothing.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,39 +13,13 @@ use crate::dual::channels::PUBLISHED;
 use crate::dual::desk::Desk;
 use crate::dual::history::History;
 use crate::dual::install::{Adoption, Stage, Step, Which};
-use crate::dual::lease::{Phases, Tables};
 use crate::dual::message::{Message, Peers};
-use crate::dual::state::{Naming, RouteRecord, Snapshot, StateFile};
-use crate::routing::flip::{self, Closing, Flip, Jumps, Reason, RefusedFlip, RouteFacts};
-use crate::routing::{ClusterKeys, Coverage, Pattern, Patterns, Phase, Route, RouteName, RoutingSpec, Side, Table};
+use crate::dual::remembered::{begin_phases, phases_of, snapshot_of};
+use crate::dual::state::{Snapshot, StateFile};
+use crate::dual::verdict::{Refused, Unadopted, facts_of, renames, unwritten};
+use crate::routing::flip::{self, Closing, Flip, Jumps};
+use crate::routing::{Phase, RouteName, RoutingSpec, Side, Table};
 use crate::store::Loss;
-
-/// Why a table was not adopted: one text a refused flip, each naming the route and what to do.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{}", .0.join("; "))]
-pub struct Refused(pub Vec<String>);
-
-/// What must not change while a walk proves something of a route: that it was not flipped, and that no doubt came up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
-    since: u64,
-    generation: u32,
-}
-
-impl Mark {
-    /// That of a route now; `None` without a follower.
-    pub fn of(route: &Route) -> Option<Self> {
-        let dual = route.dual.as_ref()?;
-        Some(Self { since: route.since, generation: dual.generation() })
-    }
-}
-
-/// Whether a route stays in doubt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubt {
-    Stays,
-    Ends,
-}
 
 /// What an adoption did.
 #[derive(Clone, Debug)]
@@ -60,78 +33,27 @@ pub struct Adopted {
     pub paused: Duration,
 }
 
-/// Why the running table stays.
-enum Unadopted {
-    /// Flips of it are not allowed by what is known of their routes.
-    Judged(Vec<RefusedFlip>),
-    /// Something did not end, or could not be written.
-    Refused(Refused),
-}
-
-impl Unadopted {
-    /// Whether nothing else is in the way than what is repaired by itself: by what was judged, since it may be repaired by now.
-    fn may_pass(&self) -> bool {
-        let is_divergence = |refused: &RefusedFlip| matches!(refused.reason, Reason::Divergence { .. });
-        matches!(self, Self::Judged(refused) if refused.iter().all(is_divergence))
-    }
-}
-
-impl From<Refused> for Unadopted {
-    fn from(refused: Refused) -> Self {
-        Self::Refused(refused)
-    }
-}
-
-impl From<Unadopted> for Refused {
-    fn from(unadopted: Unadopted) -> Self {
-        match unadopted {
-            Unadopted::Judged(refused) => Self(told(&refused)),
-            Unadopted::Refused(refused) => refused,
-        }
-    }
-}
-
 /// Whose table is adopted.
-enum Source<'s> {
+pub(super) enum Source<'s> {
     /// The file's, which is judged. `untouched`: flips of routes that have no key.
     File { spec: &'s RoutingSpec, untouched: Vec<Flip> },
     /// That of the proxy that holds the lease, or held it, which has judged it. `leaving`: one that it may still go by.
     Holder { leaving: Option<Arc<Table>> },
 }
 
-/// Whose eyes the holder's table is seen with.
-#[derive(Clone, Copy)]
-enum Heir {
-    /// It knows of the routes what the holder does.
-    Follower,
-    /// It knows what the former holder did, and what it has found out itself.
-    Successor(Doubt),
-}
-
-/// Why the holder's table is not this proxy's.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Unfollowed {
-    /// What is in flight did not end in time, or the disk refuses.
-    #[error(transparent)]
-    NotNow(#[from] Refused),
-    /// Its keys have other names on the cluster, or providers are found in other ways.
-    #[error("{0}")]
-    Otherwise(String),
-}
-
 /// See the module.
 pub struct Adopter {
-    table: Arc<ArcSwap<Table>>,
+    pub(super) table: Arc<ArcSwap<Table>>,
     peers: Peers,
     /// Written on a thread of its own: the disk may take seconds, and this one answers the admin side.
     state: Arc<Mutex<StateFile>>,
     /// Guards an adoption, and what a walk has found out, as a whole: a second one waits. Held across the drain, by nobody on
     /// the byte path.
-    turn: tokio::sync::Mutex<()>,
+    pub(super) turn: tokio::sync::Mutex<()>,
     /// How long a flip waits.
     flip_timeout: Mutex<Duration>,
-    loss: Arc<Loss>,
-    desk: Arc<Desk>,
+    pub(super) loss: Arc<Loss>,
+    pub(super) desk: Arc<Desk>,
     refused: Mutex<Option<String>>,
     history: History,
     /// How many files were adopted or refused, and in the lower half the CRC-32 of the newest of them, so that whoever wrote
@@ -291,86 +213,8 @@ impl Adopter {
         adopted
     }
 
-    /// The phases are the holder's, whatever this proxy's file says: what differs there is told.
-    fn compare(&self, flips: &[Flip], old: &Table, new: &Table, holder: &str) -> Result<(), Refused> {
-        let differs = |flip: &Flip| format!("{} is {} there and {} here", flip.route, flip.from, flip.to);
-        let mut all: Vec<String> = flips.iter().map(differs).collect();
-        if old.pubsub().leader() != new.pubsub().leader() {
-            all.push(format!("pubsub is {} there and {} here", old.pubsub(), new.pubsub()));
-        }
-        self.desk.set_differs(all.clone());
-        if all.is_empty() {
-            return Ok(());
-        }
-        Err(Refused(vec![format!(
-            "the proxy at {holder} holds the lease of the dual routes, so this one goes by its phases, and its proxy.toml says otherwise: {}; change both files",
-            named(&all)
-        )]))
-    }
-
-    /// Takes the phases of the proxy that holds the lease: where it is about to flip, those that it will have.
-    pub async fn follow(&self, tables: &Tables) -> Result<(), Unfollowed> {
-        let _turn = self.turn.lock().await;
-        let old = self.table.load_full();
-        let target = tables.next.as_ref().unwrap_or(&tables.now);
-        let leaving = tables.next.as_ref().map(|_| Arc::new(table_of(&tables.now, &old, None)));
-        self.take_over(&old, target, leaving, Heir::Follower).await
-    }
-
-    /// Whether the running table has the phases that another proxy tells of.
-    pub fn has_phases(&self, phases: &Phases) -> bool {
-        let own = self.table();
-        flip::flips(&own, &table_of(phases, &own, None)).is_empty()
-    }
-
-    /// Takes the phases that a former holder left.
-    pub async fn succeed(&self, tables: &Tables, doubt: Doubt) -> Result<(), Unfollowed> {
-        let _turn = self.turn.lock().await;
-        let old = self.table.load_full();
-        self.take_over(&old, tables.valid(), None, Heir::Successor(doubt)).await
-    }
-
-    async fn take_over(
-        &self,
-        old: &Arc<Table>,
-        phases: &Phases,
-        leaving: Option<Arc<Table>>,
-        heir: Heir,
-    ) -> Result<(), Unfollowed> {
-        let named = |naming: &Naming| naming == &naming_of(old);
-        if !phases.snapshot.naming.as_ref().is_some_and(named) {
-            let what = "routing.keys, routing.cluster_keys or [databases] differ from the holder's, so that keys would be looked for by other names; make both files say the same, and start this proxy again";
-            return Err(Unfollowed::Otherwise(what.into()));
-        }
-        let new = Arc::new(table_of(phases, old, Some(old)));
-        for record in &phases.snapshot.routes {
-            let Some(dual) = new.find(&record.route).and_then(|route| route.dual.as_ref()) else { continue };
-            dual.set_coverage(record.coverage.unwrap_or(Coverage::StandaloneOnly));
-            // What the lanes knew of single keys counts no longer: another proxy has written to them.
-            let stays = match heir {
-                Heir::Follower => false,
-                Heir::Successor(doubt) => doubt == Doubt::Stays || dual.is_in_doubt(),
-            };
-            dual.set_in_doubt(true);
-            dual.set_in_doubt(record.in_doubt || stays);
-        }
-        let flips = flip::flips(old, &new);
-        let has_flipped = !flips.is_empty() || old.pubsub().leader() != new.pubsub().leader();
-        let has_line = |route: &Route| old.find(&route.name).is_some_and(|known| known.phase == route.phase);
-        let is_same = !has_flipped && old.routes().len() == new.routes().len() && new.routes().iter().all(has_line);
-        if is_same && leaving.is_none() && self.desk.leaving.load().is_none() {
-            // Only what is known of the routes is news, and both tables share it.
-            return self.save(old, false).await.map_err(|error| unwritten(&error).into());
-        }
-        self.adopt((old, &new), flips, Source::Holder { leaving }).await.map_err(Refused::from)?;
-        if has_flipped {
-            self.desk.changed.notify_one();
-        }
-        Ok(())
-    }
-
     /// Goes from one table to the other.
-    async fn adopt(
+    pub(super) async fn adopt(
         &self,
         (old, new): (&Arc<Table>, &Arc<Table>),
         flips: Vec<Flip>,
@@ -582,59 +426,12 @@ impl Adopter {
             .map_err(|reason| Refused(vec![format!("{reason}; save proxy.toml again")]))
     }
 
-    /// Puts every dual route in doubt if a store may have lost something since this was asked last.
-    pub async fn note_loss(&self) {
-        let _turn = self.turn.lock().await;
-        self.note_loss_in(&[&self.table.load_full()]).await;
-    }
-
-    /// Puts every dual route in doubt, whatever was known of it.
-    pub async fn doubt_all(&self) {
-        let _turn = self.turn.lock().await;
-        self.doubt_in(&[&self.table.load_full()], |_| true).await;
-    }
-
-    /// Puts some dual routes in doubt.
-    pub async fn doubt(&self, routes: &[RouteName]) {
-        let _turn = self.turn.lock().await;
-        self.doubt_in(&[&self.table.load_full()], |route| routes.contains(&route.name)).await;
-    }
-
-    /// The first of the tables is the running one.
-    async fn note_loss_in(&self, tables: &[&Table]) {
-        if self.loss.take() && self.doubt_in(tables, |_| true).await > 0 {
-            tracing::warn!("what a store may have lost is copied again: a backfill of every dual route begins now");
-        }
-    }
-
-    /// Gives how many routes are concerned.
-    async fn doubt_in(&self, tables: &[&Table], is_in: impl Fn(&Route) -> bool) -> usize {
-        let duals = |table: &Table| {
-            let routes = table.routes().iter().filter(|route| is_in(route));
-            routes.filter_map(|route| route.dual.clone()).collect::<Vec<_>>()
-        };
-        let is_news = duals(tables[0]).iter().any(|dual| !dual.is_in_doubt());
-        tables.iter().flat_map(|table| duals(table)).for_each(|dual| dual.set_in_doubt(true));
-        let routes = duals(tables[0]).len();
-        if is_news {
-            let all = tables[0].routes().iter().filter(|route| route.dual.is_some()).count();
-            match routes == all {
-                true => tracing::warn!(routes, "every dual route is in doubt until a backfill has gone through it"),
-                false => tracing::warn!(routes, "these routes are in doubt until a backfill has gone through them"),
-            }
-            if let Err(error) = self.save(tables[0], false).await {
-                tracing::error!(%error, "write state file: the doubt is remembered by this run only; an unclean end puts the routes in doubt all the same");
-            }
-        }
-        routes
-    }
-
     /// Writes the state file; `clean` at a regular end only.
     pub async fn save(&self, table: &Table, clean: bool) -> std::io::Result<()> {
         self.write(snapshot_of(table, clean)).await
     }
 
-    async fn write(&self, snapshot: Snapshot) -> std::io::Result<()> {
+    pub(super) async fn write(&self, snapshot: Snapshot) -> std::io::Result<()> {
         self.on_disk(move |state| state.save(&snapshot)).await
     }
 
@@ -645,249 +442,7 @@ impl Adopter {
         let state = self.state.clone();
         tokio::task::spawn_blocking(move || write(&mut state.lock())).await.map_err(std::io::Error::other)?
     }
-
-    /// Notes what a whole walk has found out about routes that are still as they were marked; gives the others. It is on disk
-    /// before it counts: were it the other way round, a crash could bring back the mode in which keys are fetched from a
-    /// follower that has missed deletions since. One writing for all of them, because a walk over a thousand providers would
-    /// else sync a thousand files.
-    pub async fn set_knowledge(
-        &self,
-        marks: &HashMap<RouteName, Mark>,
-        coverage: Coverage,
-        doubt: Doubt,
-    ) -> std::io::Result<Vec<RouteName>> {
-        // Not beside an adoption: the state file would get the table that is about to go.
-        let _turn = self.turn.lock().await;
-        let table = self.table.load_full();
-        let is_as_marked = |route: &&Route| Mark::of(route).is_some_and(|mark| marks.get(&route.name) == Some(&mark));
-        let found: Vec<&Route> = table.routes().iter().filter(is_as_marked).collect();
-        let names: HashSet<&RouteName> = found.iter().map(|route| &route.name).collect();
-        let mut snapshot = snapshot_of(&table, false);
-        for record in snapshot.routes.iter_mut().filter(|record| names.contains(&record.route)) {
-            record.coverage = Some(coverage);
-            record.in_doubt = doubt == Doubt::Stays;
-        }
-        self.write(snapshot).await?;
-        found.iter().for_each(|route| learn(&table, route, coverage, doubt));
-        Ok(marks.keys().filter(|name| !names.contains(name)).cloned().collect())
-    }
-}
-
-/// What a walk has found out about a route counts from now on.
-pub fn learn(table: &Table, route: &Route, coverage: Coverage, doubt: Doubt) {
-    table.set_coverage(route, coverage);
-    if let Some(dual) = &route.dual
-        && dual.is_in_doubt() != (doubt == Doubt::Stays)
-    {
-        dual.set_in_doubt(doubt == Doubt::Stays);
-    }
-}
-
-/// The first of many, and how many more there are.
-fn named(all: &[String]) -> String {
-    const NAMED_MAX: usize = 8;
-    let first = all[..all.len().min(NAMED_MAX)].join(", ");
-    match all.len().saturating_sub(NAMED_MAX) {
-        0 => first,
-        more => format!("{first}, and {more} more"),
-    }
-}
-
-fn unwritten(error: &std::io::Error) -> Refused {
-    Refused(vec![format!(
-        "the state file cannot be written ({error}), and a flip that a crash forgets could lose data; free the disk or mend the directory and save proxy.toml again"
-    )])
 }
 
 /// A worker did not answer in time.
 struct TimedOut;
-
-/// What a new phase begins with. A route that was on the cluster before may have left stale keys there, which only a whole
-/// backfill finds: it is in doubt until then.
-pub fn begin_phases(flips: &[Flip], new: &Table, is_stale: impl Fn(&RouteName) -> bool) {
-    for flip in flips.iter().filter(|flip| flip.from == Phase::Standalone && is_stale(&flip.route)) {
-        let Some(dual) = new.find(&flip.after).and_then(|route| route.dual.clone()) else { continue };
-        tracing::warn!(route = %flip.route, "the cluster may hold old keys of this route; it is in doubt until `cutover backfill` has gone through it");
-        dual.set_in_doubt(true);
-    }
-}
-
-/// What the state file remembers of a table. Routes in phase `standalone` are left out where nothing could cover them
-/// that is not, so that a large table makes a small file.
-pub fn snapshot_of(table: &Table, clean: bool) -> Snapshot {
-    let covers_many = |route: &Route| !matches!(route.name, RouteName::Provider(_)) && route.phase != Phase::Standalone;
-    let needs_all = table.routes().iter().any(covers_many);
-    let routes = table.routes().iter().filter(|route| needs_all || route.phase != Phase::Standalone);
-    let records = routes.map(|route| RouteRecord {
-        route: route.name.clone(),
-        phase: route.phase,
-        coverage: route.dual.as_ref().map(|dual| dual.coverage()),
-        // Diverged keys of a mirrored route are known to this run only.
-        in_doubt: route.dual.as_ref().is_some_and(|dual| dual.is_in_doubt() || dual.divergence() > 0),
-    });
-    Snapshot { version: table.version(), clean, routes: records.collect(), naming: Some(naming_of(table)) }
-}
-
-fn naming_of(table: &Table) -> Naming {
-    Naming {
-        cluster_keys: table.cluster_keys(),
-        keys: table.patterns().0.iter().map(ToString::to_string).collect(),
-        databases: Some(table.databases().clone()),
-    }
-}
-
-/// A table as other proxies of its lease are told of it.
-pub fn phases_of(table: &Table) -> Phases {
-    Phases { snapshot: snapshot_of(table, true), pubsub: table.pubsub() }
-}
-
-/// The table that another proxy tells of, beside one of this proxy's.
-fn table_of(phases: &Phases, own: &Table, previous: Option<&Table>) -> Table {
-    let spec = RoutingSpec {
-        keys: own.patterns().clone(),
-        new_providers: Phase::Standalone,
-        other_keys: Phase::Standalone,
-        pubsub: phases.pubsub,
-        ack: own.ack(),
-        cluster_keys: own.cluster_keys(),
-        databases: own.databases().clone(),
-        prefixes: Vec::new(),
-        providers: Vec::new(),
-        ranges: Vec::new(),
-        share: Vec::new(),
-        force: Vec::new(),
-    };
-    Table::build(&with_routes(spec, &phases.snapshot), own.version() + 1, previous)
-}
-
-/// The same with the routes that are remembered.
-fn with_routes(mut spec: RoutingSpec, snapshot: &Snapshot) -> RoutingSpec {
-    for record in &snapshot.routes {
-        match &record.route {
-            RouteName::Provider(id) => spec.providers.push((id.clone(), record.phase)),
-            RouteName::Prefix(prefix) => spec.prefixes.push((prefix.clone(), record.phase)),
-            RouteName::Range(first, last) => spec.ranges.push((*first, *last, record.phase)),
-            RouteName::NewProviders => spec.new_providers = record.phase,
-            RouteName::Share(share) => spec.share.push((*share, record.phase)),
-            RouteName::OtherKeys => spec.other_keys = record.phase,
-        }
-    }
-    spec
-}
-
-/// The table that a state file remembers, with what was known of its dual routes. What is not remembered, because nothing
-/// depends on it, is taken from `spec`.
-pub fn remembered(snapshot: &Snapshot, spec: &RoutingSpec) -> Table {
-    let mut old = RoutingSpec {
-        prefixes: Vec::new(),
-        providers: Vec::new(),
-        ranges: Vec::new(),
-        share: Vec::new(),
-        ..spec.clone()
-    };
-    (old.new_providers, old.other_keys) = (Phase::Standalone, Phase::Standalone);
-    if let Some(naming) = &snapshot.naming {
-        old.cluster_keys = naming.cluster_keys;
-        old.databases = naming.databases.clone().unwrap_or(old.databases);
-        // What could be read once can be read again; a pattern of another version is one that finds nothing.
-        old.keys = Patterns(naming.keys.iter().filter_map(|text| Pattern::parse(text).ok()).collect());
-    }
-    let table = Table::build(&with_routes(old, snapshot), snapshot.version, None);
-    for record in &snapshot.routes {
-        let Some(dual) = table.find(&record.route).and_then(|route| route.dual.as_ref()) else { continue };
-        dual.set_coverage(record.coverage.unwrap_or(Coverage::StandaloneOnly));
-        // Effects that had not reached the follower when the program was killed are known to nobody.
-        dual.set_in_doubt(record.in_doubt || !snapshot.clean);
-    }
-    table
-}
-
-/// The table to start with: the file's, judged as flips against what the state file remembers; where they are not
-/// allowed, the remembered one, and why. `is_stale`: whether the cluster may hold old keys of a route.
-pub fn first_table(
-    snapshot: Option<&Snapshot>,
-    is_stale: impl Fn(&RouteName) -> bool,
-    spec: &RoutingSpec,
-) -> (Table, Option<Refused>) {
-    let Some(snapshot) = snapshot else { return (Table::build(spec, 1, None), None) };
-    let old = remembered(snapshot, spec);
-    let new = Table::build(spec, snapshot.version + 1, Some(&old));
-    if let Some(reason) = renames(&old, &new).or_else(|| flip::mixed(&old, &new)) {
-        return (old, Some(Refused(vec![reason])));
-    }
-    let flips = flip::flips(&old, &new);
-    match judge(&flips, &old, &[], |route| spec.is_forced(route)) {
-        Ok(()) => {
-            begin_phases(&flips, &new, is_stale);
-            (new, None)
-        }
-        Err(refused) => (old, Some(refused)),
-    }
-}
-
-/// Why a table cannot be adopted although no route flips: keys that are on the cluster would be looked for by other names.
-fn renames(old: &Table, new: &Table) -> Option<String> {
-    if old.routes().iter().all(|route| route.phase == Phase::Standalone) {
-        return None;
-    }
-    if old.cluster_keys() != new.cluster_keys() {
-        return Some("cluster_keys cannot be changed while any route has keys on the cluster, where they would be looked for by other names; put it back, or first bring every route to phase standalone".into());
-    }
-    let (before, after) = (old.databases(), new.databases());
-    if before.main != after.main {
-        return Some(format!(
-            "database {} is the one that moves, and any route has keys of it on the cluster; put it back into the standalone's URL, or first bring every route to phase standalone",
-            before.main
-        ));
-    }
-    if before.prefixes != after.prefixes {
-        return Some("[databases] cannot be changed while any route has keys on the cluster: the keys of a database that is added are not there yet, and those of one that is removed or renamed would not be found; put it back, or first bring every route to phase standalone".into());
-    }
-    (old.cluster_keys() == ClusterKeys::Tagged && old.patterns() != new.patterns()).then(|| {
-        "routing.keys cannot be changed with cluster_keys = \"tagged\" while any route has keys on the cluster: the provider that the patterns find in a key is part of its name there; put them back".into()
-    })
-}
-
-/// Judges flips by what is known of the running table. `untouched`: those of which no key is there.
-pub fn judge(
-    flips: &[Flip],
-    old: &Table,
-    untouched: &[Flip],
-    forced: impl Fn(&RouteName) -> bool,
-) -> Result<(), Refused> {
-    flip::judge(flips, facts_of(old, untouched), forced).map_err(|refused| Refused(told(&refused)))
-}
-
-fn facts_of(old: &Table, untouched: &[Flip]) -> impl Fn(&Flip) -> RouteFacts {
-    |flip| RouteFacts { untouched: untouched.contains(flip), ..facts(old, &flip.before) }
-}
-
-/// A text each; parts of the share that are refused for the same reason have one together.
-fn told(refused: &[RefusedFlip]) -> Vec<String> {
-    let (parts, others): (Vec<_>, Vec<_>) =
-        refused.iter().partition(|refused| matches!(refused.flip.route, RouteName::Share(_)));
-    let mut alike: Vec<(&RefusedFlip, usize)> = Vec::new();
-    let kind = |refused: &RefusedFlip| (refused.flip.from, refused.flip.to, std::mem::discriminant(&refused.reason));
-    for part in parts {
-        match alike.iter_mut().find(|(first, _)| kind(first) == kind(part)) {
-            Some((_, more)) => *more += 1,
-            None => alike.push((part, 0)),
-        }
-    }
-    let of_parts = alike.into_iter().map(|(first, more)| match more {
-        0 => first.to_string(),
-        more => format!("{first} (and {more} more parts of the share)"),
-    });
-    others.into_iter().map(ToString::to_string).chain(of_parts).collect()
-}
-
-/// What is known of a route, by its own line or the one that covers it.
-pub fn facts(table: &Table, route: &RouteName) -> RouteFacts {
-    let dual = table.covering(route).and_then(|route| route.dual.clone());
-    RouteFacts {
-        coverage: dual.as_ref().map(|dual| dual.coverage()),
-        divergence: dual.as_ref().map_or(0, |dual| dual.divergence()),
-        in_doubt: dual.as_ref().is_some_and(|dual| dual.is_in_doubt()),
-        ..RouteFacts::default()
-    }
-}

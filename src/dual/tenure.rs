@@ -11,10 +11,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::dual::adopt::{Adopter, Doubt, Unfollowed, phases_of};
+use crate::dual::adopt::Adopter;
 use crate::dual::desk::{Ask, Desk};
+use crate::dual::follow::Unfollowed;
+use crate::dual::knowledge::Doubt;
 use crate::dual::lease::{Lease, Need, Next, Phases, Record, Seen, Tables};
 use crate::dual::message::{Message, Peers};
+use crate::dual::remembered::phases_of;
 use crate::dual::shelf::{Shelf, Where, Written};
 use crate::routing::{Side, Table};
 use crate::store::link::Endpoint;

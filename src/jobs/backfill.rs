@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::dual::adopt::{Doubt, Mark};
+use crate::dual::knowledge::{Doubt, Mark};
 use crate::dual::{Message, Way};
 use crate::jobs::reader::Reader;
 use crate::jobs::scan::{Visit, Walk};

@@ -23,7 +23,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::dual::adopt::{Adopter, Mark};
+use crate::dual::adopt::Adopter;
+use crate::dual::knowledge::Mark;
 use crate::dual::{Copying, Peers, Recent};
 use crate::jobs::checkpoint::{Checkpoint, Counts, JobFile, Place, Record, Standing};
 use crate::jobs::throttle::{Baselines, Pulse};

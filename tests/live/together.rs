@@ -1,4 +1,5 @@
-//! Flips under everything that waits or keeps state: blocked clients, WATCH, transactions, scripts, pipelines in flight.
+//! Flips under everything that waits or keeps state: blocked clients, WATCH, transactions, subscriptions, scripts, pipelines
+//! in flight.
 //! Each kind of client has a law of its own that any lost, doubled or overtaken command breaks, and checks it as it goes.
 //!
 //! `CUTOVER_MODEL_SECONDS=30` makes it that long; `--nocapture` shows what was counted.
@@ -15,6 +16,11 @@ use crate::ordeals::seconds;
 
 /// All keys share a slot, so that the cluster takes what a transaction or BLMOVE names.
 const KEY: &str = "provider:961:{t}";
+
+const SUBSCRIBERS: u64 = 2;
+
+/// Ends a subscriber.
+const LAST_MESSAGE: u64 = 0;
 
 fn ask(connection: &mut Connection, line: &str) -> Value {
     run(connection, &line.replace('@', KEY))
@@ -42,6 +48,9 @@ struct Done {
     /// Transactions on a watched key that were carried out, and those that were not.
     swapped: AtomicU64,
     conflicts: AtomicU64,
+    /// Subscribers that hear, and messages that came.
+    listening: AtomicU64,
+    heard: AtomicU64,
     /// Steps of the other clients.
     steps: AtomicU64,
 }
@@ -115,6 +124,41 @@ impl Done {
         }
     }
 
+    /// Every message comes once, in order.
+    fn hear(&self, port: u16, pattern: bool) {
+        let mut client = connect(port);
+        let mut subscription = client.as_pubsub();
+        match pattern {
+            true => subscription.psubscribe("tog?ther").expect("PSUBSCRIBE"),
+            false => subscription.subscribe("together").expect("SUBSCRIBE"),
+        }
+        self.listening.fetch_add(1, Ordering::Relaxed);
+        let mut last = 0;
+        loop {
+            let number: u64 = subscription.get_message().expect("a message").get_payload().expect("a number");
+            if number == LAST_MESSAGE {
+                return;
+            }
+            assert_eq!(number, last + 1, "a message was lost, doubled or overtaken");
+            last = number;
+            self.heard.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn publish(&self, port: u16) {
+        let (mut client, mut number) = (connect(port), 0);
+        while self.goes_on() {
+            if self.listening.load(Ordering::Relaxed) < SUBSCRIBERS {
+                std::thread::yield_now();
+                continue;
+            }
+            number += 1;
+            ask(&mut client, &format!("PUBLISH together {number}"));
+            self.steps.fetch_add(1, Ordering::Relaxed);
+        }
+        ask(&mut client, &format!("PUBLISH together {LAST_MESSAGE}"));
+    }
+
     fn count_by_script(&self, port: u16, number: usize) {
         let (mut client, mut count) = (connect(port), 0);
         let script = "local n=redis.call('INCR',KEYS[1]);redis.call('APPEND',KEYS[2],'x');return{n,redis.call('STRLEN',KEYS[2])}";
@@ -160,8 +204,17 @@ impl Drop for Last<'_> {
 fn flip_up_and_down(proxy: &Proxy, done: &Done) -> u32 {
     let (until, mut flips) = (Instant::now() + seconds(), 0);
     while Instant::now() < until && done.goes_on() {
-        for step in ["dual-standalone", "dual-cluster", "cluster", "dual-cluster", "dual-standalone", "standalone"] {
-            let line = format!("move 961 --to {step}");
+        for step in [
+            "961 --to dual-standalone",
+            "961 --to dual-cluster",
+            "pubsub --to cluster",
+            "961 --to cluster",
+            "961 --to dual-cluster",
+            "pubsub --to standalone",
+            "961 --to dual-standalone",
+            "961 --to standalone",
+        ] {
+            let line = format!("move {step}");
             if !proxy.cli(&line).status.success() {
                 proxy.cli_ok("backfill 961 --rate 0");
                 proxy.cli_ok(&line);
@@ -182,7 +235,9 @@ fn what_waits_or_keeps_state_is_carried_through_flips_whole() {
     for wait in waits {
         works.push(Box::new(move |done| done.pop(port, wait)));
     }
+    works.push(Box::new(move |done| done.publish(port)));
     for number in 0..2 {
+        works.push(Box::new(move |done| done.hear(port, number == 1)));
         works.push(Box::new(move |done| done.push(port, number)));
         works.push(Box::new(move |done| done.swap(port)));
         works.push(Box::new(move |done| done.count_in_pairs(port)));
@@ -203,13 +258,13 @@ fn what_waits_or_keeps_state_is_carried_through_flips_whole() {
         flips
     });
     let popped = done.popped.into_inner().expect("nobody panicked");
-    let [pushed, swapped, conflicts, steps] =
-        [done.pushed, done.swapped, done.conflicts, done.steps].map(AtomicU64::into_inner);
+    let [pushed, swapped, conflicts, heard, steps] =
+        [done.pushed, done.swapped, done.conflicts, done.heard, done.steps].map(AtomicU64::into_inner);
     println!(
-        "{flips} flips: {pushed} pushed, {} popped, {swapped} swapped with {conflicts} conflicts, {steps} other steps",
+        "{flips} flips: {pushed} pushed, {} popped, {swapped} swapped with {conflicts} conflicts, {heard} messages heard, {steps} other steps",
         popped.len()
     );
-    assert!(flips > 5 && swapped > 0 && steps > 0);
+    assert!(flips > 5 && swapped > 0 && heard > 0 && steps > 0);
     assert_eq!(popped.iter().collect::<BTreeSet<_>>().len(), popped.len(), "an element came twice");
     assert_eq!(popped.len() as u64, pushed, "an element was lost");
     let mut client = proxy.connect();

@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use cutover::dual::adopt::{self, Doubt, Mark};
 use cutover::dual::install::{Adoption, Step, Which};
+use cutover::dual::knowledge::{self, Doubt, Mark};
+use cutover::dual::{remembered, verdict};
 use cutover::routing::flip::{self, Flip};
 use cutover::routing::{Ack, Coverage, Phase, RouteName, RoutingSpec, Side, Table};
 
@@ -217,16 +218,16 @@ impl World {
                 self.control.table = table.clone();
                 true
             }
-            Step::Judge => adopt::judge(&flips, &old, &[], |_| false).is_ok(),
+            Step::Judge => verdict::judge(&flips, &old, &[], |_| false).is_ok(),
             Step::Prepare => {
                 let memory = &self.disk.memory;
-                adopt::begin_phases(&flips, &new, |route| memory.has_stale_cluster_keys(route));
+                remembered::begin_phases(&flips, &new, |route| memory.has_stale_cluster_keys(route));
                 self.rng.u32(..20) > 0
             }
             Step::Commit => {
                 let is_full = self.rng.u32(..20) == 0;
                 if !is_full {
-                    self.disk.save(adopt::snapshot_of(&new, false));
+                    self.disk.save(remembered::snapshot_of(&new, false));
                 }
                 !is_full
             }
@@ -262,7 +263,7 @@ impl World {
         let flips = flip::flips(&old, &new);
         let refused = match flip::mixed(&old, &new) {
             Some(reason) => Some(reason),
-            None => adopt::judge(&flips, &old, &[], |_| false).err().map(|refused| refused.to_string()),
+            None => verdict::judge(&flips, &old, &[], |_| false).err().map(|refused| refused.to_string()),
         };
         if let Some(reason) = refused {
             // What diverged gets its time to be repaired.
@@ -376,13 +377,13 @@ impl World {
         };
         let found: Vec<_> = table.routes().iter().filter(is_as_marked).collect();
         self.tell(|| format!("{:?}: {doubt:?} of doubt", found.iter().map(|route| &route.name).collect::<Vec<_>>()));
-        let mut snapshot = adopt::snapshot_of(&table, false);
+        let mut snapshot = remembered::snapshot_of(&table, false);
         for record in &mut snapshot.routes {
             if found.iter().any(|route| route.name == record.route) {
                 (record.coverage, record.in_doubt) = (Some(Coverage::Both), doubt == Doubt::Stays);
             }
         }
         self.disk.save(snapshot);
-        found.iter().for_each(|route| adopt::learn(&table, route, Coverage::Both, doubt));
+        found.iter().for_each(|route| knowledge::learn(&table, route, Coverage::Both, doubt));
     }
 }

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use cutover::dual::adopt;
 use cutover::dual::install::recount;
 use cutover::dual::journal;
 use cutover::dual::lane::{AskForCopy, Fetched, Lane, Mode, Order, Outcome, Work};
+use cutover::dual::remembered;
 use cutover::dual::state::{Memory, Snapshot};
 use cutover::routing::{Ack, ClusterKeys, Databases};
 use cutover::routing::{Pattern, Patterns, Phase, Plan, RoutingSpec, Side, Table};
@@ -218,7 +218,7 @@ impl World {
             }
         }
         let mut disk = Disk { journal: journal::HEADER.to_vec(), synced: journal::HEADER.len(), ..Disk::default() };
-        disk.save(adopt::snapshot_of(&table, false));
+        disk.save(remembered::snapshot_of(&table, false));
         Self {
             rng,
             weather,
@@ -1173,7 +1173,7 @@ impl World {
             self.tick();
             if round % 16 == 0 && is_over(self) {
                 self.tell(|| "ends cleanly".into());
-                self.disk.save(adopt::snapshot_of(&self.control.table, true));
+                self.disk.save(remembered::snapshot_of(&self.control.table, true));
                 break;
             }
         }
@@ -1204,10 +1204,10 @@ impl World {
             ..snapshot
         });
         let is_stale = |route: &_| self.bug != Bug::StaleForgotten && self.disk.memory.has_stale_cluster_keys(route);
-        let (table, refused) = adopt::first_table(snapshot.as_ref(), is_stale, self.control.file());
-        self.tell(|| format!("starts again: refused {refused:?}, {:?}", adopt::snapshot_of(&table, false).routes));
+        let (table, refused) = remembered::first_table(snapshot.as_ref(), is_stale, self.control.file());
+        self.tell(|| format!("starts again: refused {refused:?}, {:?}", remembered::snapshot_of(&table, false).routes));
         if refused.is_none() || self.bug != Bug::CleanWhileRunning {
-            self.disk.save(adopt::snapshot_of(&table, false));
+            self.disk.save(remembered::snapshot_of(&table, false));
         }
         let table = Arc::new(table);
         for worker in &mut self.workers {
