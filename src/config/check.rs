@@ -134,7 +134,7 @@ fn needs_cluster(file: &File) -> Option<&Spanned<String>> {
     let section = &file.routing;
     let defaults = [&section.new_providers, &section.other_keys, &section.pubsub].into_iter().flatten();
     let shares = section.share.iter().flatten().filter(|(_, percent)| *percent.get_ref() > 0).map(|(phase, _)| phase);
-    let lines = file.prefixes.iter().chain(&file.providers).map(|(_, phase)| phase);
+    let lines = file.prefixes.values().chain(file.providers.iter().map(|(_, phase)| phase));
     let is_beyond =
         |text: &&Spanned<String>| text.get_ref().parse().is_ok_and(|phase: Phase| phase != Phase::Standalone);
     defaults.chain(shares).chain(lines).filter(is_beyond).min_by_key(|text| text.span().start)

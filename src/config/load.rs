@@ -1,12 +1,14 @@
 //! From a file to a checked configuration: `${NAME}`, TOML, types, then `check` for what types can't say.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
 use toml::Spanned;
 
 use crate::config::check;
@@ -29,8 +31,8 @@ pub(super) struct File {
     pub databases: BTreeMap<Spanned<String>, Spanned<String>>,
     #[serde(default)]
     pub prefixes: BTreeMap<Spanned<String>, Spanned<String>>,
-    #[serde(default)]
-    pub providers: BTreeMap<Spanned<String>, Spanned<String>>,
+    #[serde(default, deserialize_with = "in_order")]
+    pub providers: Vec<Line>,
     #[serde(default)]
     pub users: BTreeMap<Spanned<String>, UserTable>,
     #[serde(default)]
@@ -262,6 +264,30 @@ fn from_elsewhere(name: &str) -> Result<String, (String, Option<String>)> {
             (format!("`{name}` is not set in the environment"), Some(help))
         }),
     }
+}
+
+/// A name and a phase.
+type Line = (Spanned<String>, Spanned<String>);
+
+/// The lines of a table of which there may be a million.
+fn in_order<'de, D: serde::Deserializer<'de>>(table: D) -> Result<Vec<Line>, D::Error> {
+    struct Lines;
+    impl<'de> Visitor<'de> for Lines {
+        type Value = Vec<Line>;
+
+        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+            out.write_str("a map")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut table: A) -> Result<Self::Value, A::Error> {
+            let mut lines = Vec::with_capacity(table.size_hint().unwrap_or(0));
+            while let Some(line) = table.next_entry()? {
+                lines.push(line);
+            }
+            Ok(lines)
+        }
+    }
+    table.deserialize_map(Lines)
 }
 
 /// A parser's error with its place and, for an unknown key, the nearest known one.

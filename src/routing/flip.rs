@@ -40,7 +40,7 @@ pub fn unlearnt(old: &Table, new: &Table) -> Vec<Flip> {
             && !is_led_alone(piece.before)
             && is_led_alone(piece.after)
     };
-    flips_of(pieces(old, new).iter().filter(|piece| joins(piece)))
+    flips_of(pieces(old, new).filter(joins))
 }
 
 /// What is known of a route when a flip of it is judged.
@@ -54,8 +54,8 @@ pub struct RouteFacts {
     pub untouched: bool,
 }
 
-impl From<&Piece<'_, '_>> for Flip {
-    fn from(piece: &Piece<'_, '_>) -> Self {
+impl From<Piece<'_, '_>> for Flip {
+    fn from(piece: Piece<'_, '_>) -> Self {
         let Piece { before, after, .. } = piece;
         let (route, from, to) = (piece.name().clone(), before.phase, after.phase);
         Self { route, before: before.name.clone(), after: after.name.clone(), from, to }
@@ -63,7 +63,7 @@ impl From<&Piece<'_, '_>> for Flip {
 }
 
 /// By the names of what flips.
-fn flips_of<'p, 'o: 'p, 'n: 'p>(pieces: impl Iterator<Item = &'p Piece<'o, 'n>>) -> Vec<Flip> {
+fn flips_of<'o, 'n>(pieces: impl Iterator<Item = Piece<'o, 'n>>) -> Vec<Flip> {
     let mut flips: Vec<Flip> = pieces.map(Flip::from).collect();
     flips.sort_by(|one, other| one.route.cmp(&other.route));
     flips
@@ -100,7 +100,7 @@ pub struct RefusedFlip {
 
 /// What differs in its phase between two tables, also where a line appears, vanishes or changes its ends.
 pub fn flips(old: &Table, new: &Table) -> Vec<Flip> {
-    flips_of(pieces(old, new).iter().filter(|piece| piece.before.phase != piece.after.phase))
+    flips_of(pieces(old, new).filter(|piece| piece.before.phase != piece.after.phase))
 }
 
 /// What a gate closes for flips.
@@ -130,8 +130,7 @@ pub fn closing<'f>(flips: impl IntoIterator<Item = &'f Flip>) -> Closing {
 /// is known to have all: one of the two would be looked for, and brought over, on the wrong store.
 pub fn mixed(old: &Table, new: &Table) -> Option<String> {
     let mut lines: BTreeMap<&RouteName, [Option<RouteName>; 2]> = BTreeMap::new();
-    let pieces = pieces(old, new);
-    for piece in pieces.iter().filter(|piece| piece.after.phase.is_dual()) {
+    for piece in pieces(old, new).filter(|piece| piece.after.phase.is_dual()) {
         let [standalone, cluster] = lines.entry(&piece.after.name).or_default();
         match piece.before.coverage() {
             Coverage::StandaloneOnly => standalone.get_or_insert_with(|| piece.name().clone()),

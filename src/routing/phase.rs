@@ -60,6 +60,16 @@ impl Phase {
         self.is_dual().then(|| self.leader().other())
     }
 
+    /// As it stands in `proxy.toml`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Standalone => "standalone",
+            Self::DualStandalone => "dual-standalone",
+            Self::DualCluster => "dual-cluster",
+            Self::Cluster => "cluster",
+        }
+    }
+
     /// Whether writes go to both.
     pub fn is_dual(self) -> bool {
         matches!(self, Self::DualStandalone | Self::DualCluster)
@@ -73,12 +83,7 @@ impl Phase {
 
 impl fmt::Display for Phase {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Standalone => "standalone",
-            Self::DualStandalone => "dual-standalone",
-            Self::DualCluster => "dual-cluster",
-            Self::Cluster => "cluster",
-        })
+        out.write_str(self.name())
     }
 }
 
@@ -86,7 +91,7 @@ impl FromStr for Phase {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = Self::ALL.into_iter().find(|phase| phase.to_string() == text);
+        let found = Self::ALL.into_iter().find(|phase| phase.name() == text);
         found.ok_or_else(|| {
             format!("`{text}` is no phase; there are standalone, dual-standalone, dual-cluster and cluster")
         })

@@ -27,29 +27,27 @@ impl Piece<'_, '_> {
 
 /// All of them: each id, prefix, range and part of the share that either table names, cut where the other one has an end, and
 /// the rest. In no order.
-pub fn pieces<'o, 'n>(old: &'o Table, new: &'n Table) -> Vec<Piece<'o, 'n>> {
+pub fn pieces<'o, 'n>(old: &'o Table, new: &'n Table) -> impl Iterator<Item = Piece<'o, 'n>> {
+    let (mut in_old, mut in_new) = (old.along(), new.along());
+    let left = old.ids().iter().filter_map(move |before| {
+        let after = in_new.covering(&before.name)?;
+        Some(Piece { cut: None, before, after })
+    });
+    let come = new.ids().iter().filter_map(move |after| {
+        let before = in_old.covering(&after.name)?;
+        (before.name != after.name).then_some(Piece { cut: None, before, after })
+    });
+    left.chain(come).chain(cut(old, new))
+}
+
+/// Those of more than one id.
+fn cut<'o, 'n>(old: &'o Table, new: &'n Table) -> Vec<Piece<'o, 'n>> {
     let mut names = BTreeSet::from([RouteName::NewProviders, RouteName::OtherKeys]);
     let mut ends = BTreeSet::new();
-    let mut pieces = Vec::with_capacity(old.routes().len());
-    for route in old.routes() {
+    let mut pieces = Vec::new();
+    for route in old.others().iter().chain(new.others()) {
         match &route.name {
             RouteName::Range(first, last) => ends.extend([u128::from(*first), u128::from(*last) + 1]),
-            RouteName::Provider(id) => {
-                let after = new.provider_route(id.as_bytes());
-                pieces.push(Piece { cut: None, before: route, after });
-            }
-            name => drop(names.insert(name.clone())),
-        }
-    }
-    for route in new.routes() {
-        match &route.name {
-            RouteName::Range(first, last) => ends.extend([u128::from(*first), u128::from(*last) + 1]),
-            RouteName::Provider(id) => {
-                let before = old.provider_route(id.as_bytes());
-                if before.name != route.name {
-                    pieces.push(Piece { cut: None, before, after: route });
-                }
-            }
             name => drop(names.insert(name.clone())),
         }
     }
@@ -101,7 +99,6 @@ mod tests {
         let old = table(&[(100, 199, Phase::DualCluster), (300, u64::MAX, Phase::Cluster)], None);
         let new = table(&[(150, 249, Phase::DualCluster)], Some(&old));
         let found: Vec<(String, String, String)> = pieces(&old, &new)
-            .iter()
             .filter(|piece| matches!(piece.name(), RouteName::Range(..)))
             .map(|piece| (piece.name().to_string(), piece.before.name.to_string(), piece.after.name.to_string()))
             .collect();
@@ -123,7 +120,7 @@ mod tests {
         let mut spec = sample_spec();
         (spec.providers, spec.prefixes, spec.ranges) = (vec![("7".into(), Phase::Cluster)], Vec::new(), Vec::new());
         let new = Table::build(&spec, 2, Some(&old));
-        let mut names: Vec<String> = pieces(&old, &new).iter().map(|piece| piece.name().to_string()).collect();
+        let mut names: Vec<String> = pieces(&old, &new).map(|piece| piece.name().to_string()).collect();
         names.sort();
         assert_eq!(names, ["150", "42", "7", "asgi:", "new_providers", "other_keys"]);
     }
@@ -136,11 +133,10 @@ mod tests {
             Table::build(&spec, 1, None)
         };
         let told = |old: &Table, new: &Table| -> Vec<String> {
-            let is_default = |piece: &&Piece<'_, '_>| {
+            let is_default = |piece: &Piece<'_, '_>| {
                 matches!(piece.name(), RouteName::Range(..) | RouteName::Share(_) | RouteName::NewProviders)
             };
-            let found = pieces(old, new);
-            let shown = found.iter().filter(is_default);
+            let shown = pieces(old, new).filter(is_default);
             shown.map(|piece| format!("{}: {} {}", piece.name(), piece.before.name, piece.after.name)).collect()
         };
         let (none, two) = (share(0..0, &[]), share(0..2, &[]));

@@ -285,6 +285,8 @@ pub struct Table {
     version: u64,
     patterns: Patterns,
     routes: Vec<Route>,
+    /// Where in `routes` the lines of ids begin, which come last.
+    first_id: usize,
     exact: HashMap<Box<[u8]>, u32, foldhash::fast::RandomState>,
     /// First id, last id, route; sorted.
     ranges: Vec<(u64, u64, u32)>,
@@ -317,6 +319,7 @@ impl Table {
             version,
             patterns: spec.keys.clone(),
             routes: Vec::with_capacity(spec.providers.len() + 8),
+            first_id: 0,
             exact: HashMap::with_capacity_and_hasher(spec.providers.len(), foldhash::fast::RandomState::default()),
             ranges: Vec::new(),
             shares: Vec::new(),
@@ -349,6 +352,7 @@ impl Table {
         for (share, phase) in spec.share.iter().filter(|(share, _)| *share < SHARES) {
             table.shares[usize::from(*share)] = table.add(RouteName::Share(*share), *phase);
         }
+        table.first_id = table.routes.len();
         for (id, phase) in &spec.providers {
             let index = table.add(RouteName::Provider(id.clone()), *phase);
             table.exact.insert(id.as_bytes().into(), index);
@@ -380,9 +384,10 @@ impl Table {
             past.sort_unstable_by_key(|route| std::ptr::from_ref(*route));
             past.dedup_by(|one, other| std::ptr::eq(*one, *other));
         }
+        let mut in_previous = previous.map(Self::along);
         for route in &mut self.routes {
-            let own = match (&route.name, previous) {
-                (RouteName::Provider(id), Some(previous)) => Some(previous.provider_route(id.as_bytes())),
+            let own = match &mut in_previous {
+                Some(previous) if matches!(route.name, RouteName::Provider(_)) => previous.covering(&route.name),
                 _ => None,
             };
             let past = own.as_ref().map(std::slice::from_ref);
@@ -423,9 +428,13 @@ impl Table {
 
     /// The route of a provider: its own line, else its range's, else its part's, else the default for new ones.
     pub fn provider_route(&self, id: &[u8]) -> &Route {
-        if let Some(index) = self.exact.get(id) {
-            return &self.routes[*index as usize];
+        match self.exact.get(id) {
+            Some(index) => &self.routes[*index as usize],
+            None => self.route_without_line(id),
         }
+    }
+
+    fn route_without_line(&self, id: &[u8]) -> &Route {
         let in_range = || self.range_of(std::str::from_utf8(id).ok()?.parse().ok()?);
         if !self.ranges.is_empty()
             && let Some(route) = in_range()
@@ -465,6 +474,21 @@ impl Table {
     /// All routes: the two defaults, prefixes, ranges, parts of the share, providers.
     pub fn routes(&self) -> &[Route] {
         &self.routes
+    }
+
+    /// The lines of ids.
+    pub(super) fn ids(&self) -> &[Route] {
+        &self.routes[self.first_id..]
+    }
+
+    /// All other lines.
+    pub(super) fn others(&self) -> &[Route] {
+        &self.routes[..self.first_id]
+    }
+
+    /// Looks up one line after the other of another table.
+    pub(super) fn along(&self) -> Along<'_> {
+        Along { table: self, next: 0 }
     }
 
     /// The route of this very name.
@@ -555,6 +579,30 @@ impl Table {
     /// Whether every route is in phase `standalone`.
     pub fn all_standalone(&self) -> bool {
         self.is_all_standalone
+    }
+}
+
+/// Two tables that were read from one file have most ids in the same order, and one that stands where it is looked for first
+/// needs no search: a miss of the cache for each of a million.
+pub(super) struct Along<'t> {
+    table: &'t Table,
+    /// Where in the lines of ids the next one is expected.
+    next: usize,
+}
+
+impl<'t> Along<'t> {
+    /// [`Table::covering`].
+    pub(super) fn covering(&mut self, name: &RouteName) -> Option<&'t Route> {
+        let RouteName::Provider(id) = name else { return self.table.covering(name) };
+        let is_there = self.table.ids().get(self.next).is_some_and(|route| route.name == *name);
+        if !is_there {
+            let Some(index) = self.table.exact.get(id.as_bytes()) else {
+                return Some(self.table.route_without_line(id.as_bytes()));
+            };
+            self.next = *index as usize - self.table.first_id;
+        }
+        self.next += 1;
+        self.table.ids().get(self.next - 1)
     }
 }
 
