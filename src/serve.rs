@@ -75,6 +75,7 @@ pub fn run(path: &Path, beside: Beside) -> anyhow::Result<()> {
     process::started();
     private_link::be_a_proxy(&config.lease.name);
     let level = start_logging(config);
+    process::raise_open_files();
     std::panic::set_hook(Box::new(|panic| {
         PANICS.fetch_add(1, Ordering::Relaxed);
         tracing::error!(%panic, "an internal error, which is worth a report");
@@ -641,9 +642,25 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     changed
 }
 
+/// Files that are no client's: links to the stores, the admin side, the state directory.
+const FILES_SPARE: usize = 128;
+
+/// `max_clients`, as far as there are files: a client that is told so knows more than one that nobody accepts.
+fn clients_max(config: &Config) -> usize {
+    let wanted = config.listen.max_clients;
+    let Some(files) = process::open_files_max().and_then(|files| usize::try_from(files).ok()) else { return wanted };
+    let room = files.saturating_sub(FILES_SPARE).max(1);
+    if room < wanted {
+        tracing::warn!(
+            "the limit of {files} open files leaves room for {room} clients, and max_clients is {wanted}; raise the hard limit (LimitNOFILE in the unit, `ulimit -Hn`) or lower max_clients"
+        );
+    }
+    wanted.min(room)
+}
+
 fn limits(config: &Config) -> SessionLimits {
     SessionLimits {
-        clients_max: config.listen.max_clients,
+        clients_max: clients_max(config),
         query_bytes_max: config.listen.max_query_bytes,
         pending_reply_bytes_max: config.listen.max_pending_reply_bytes,
         idle_timeout: config.listen.idle_timeout,

@@ -316,7 +316,7 @@ impl Tenure {
         if let Some((former, left)) = former.as_ref().zip(left.as_ref()) {
             // The table that is being adopted knows nothing of it, and has to make room.
             self.fail_waiting(&format!(
-                "this proxy first takes over what the one at {} left; save proxy.toml again",
+                "this proxy first takes over what the one at {} left; proxy.toml is judged again when it has",
                 former.url
             ));
             self.is_announced = false;

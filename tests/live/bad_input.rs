@@ -89,6 +89,21 @@ fn a_client_beyond_the_limit_and_one_without_the_password_are_told_so() {
 }
 
 #[test]
+fn files_are_taken_up_to_the_hard_limit_and_a_client_beyond_is_told_so() {
+    let proxy = Settings { open_files: Some([100, 200]), ..Settings::of(Stores::shared()) }.start().ready();
+    let log = proxy.log();
+    assert!(log.contains("the limit of 200 open files leaves room for 72 clients, and max_clients is 10000"), "{log}");
+    eventually("nobody looks whether it is up", || proxy.table()["clients"] == 0);
+    let mut clients: Vec<Raw> = (0..72).map(|_| Raw::to(proxy.port)).collect();
+    for client in &mut clients {
+        client.send(b"PING\r\n");
+        client.expect(b"+PONG\r\n");
+    }
+    assert_eq!(Raw::to(proxy.port).rest(), "-ERR max number of clients reached\r\n");
+    assert_eq!(proxy.http("/readyz").0, 200, "what is no client's still has its files");
+}
+
+#[test]
 fn the_admin_token_is_asked_of_what_changes_something_and_foreign_pages_are_refused() {
     let proxy =
         Settings { admin: "token = \"t\"".into(), ..Settings::of(Stores::shared()).phase("31", "dual-standalone") }
