@@ -30,6 +30,7 @@ mod ordeals;
 mod overload;
 mod protocol;
 mod refused;
+mod rivals;
 mod shadow;
 mod share;
 mod subscribers;
