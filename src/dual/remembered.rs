@@ -110,7 +110,7 @@ pub fn first_table(
         return (old, Some(Refused(vec![reason])));
     }
     let flips = flip::flips(&old, &new);
-    match judge(&flips, &old, &[], |route| spec.is_forced(route)) {
+    match judge(&flips, &old, |route| spec.is_forced(route)) {
         Ok(()) => {
             begin_phases(&flips, &new, is_stale);
             (new, None)

@@ -39,14 +39,9 @@ impl From<Unadopted> for Refused {
     }
 }
 
-/// Judges flips by what is known of the running table. `untouched`: those of which no key is there.
-pub fn judge(
-    flips: &[Flip],
-    old: &Table,
-    untouched: &[Flip],
-    forced: impl Fn(&RouteName) -> bool,
-) -> Result<(), Refused> {
-    flip::judge(flips, facts_of(old, untouched), forced).map_err(|refused| Refused(told(&refused)))
+/// Judges flips by what is known of the running table, none of them for having no key.
+pub fn judge(flips: &[Flip], old: &Table, forced: impl Fn(&RouteName) -> bool) -> Result<(), Refused> {
+    flip::judge(flips, facts_of(old, &[]), forced).map_err(|refused| Refused(told(&refused)))
 }
 
 /// What is known of a route, by its own line or the one that covers it.
@@ -60,6 +55,7 @@ pub fn facts(table: &Table, route: &RouteName) -> RouteFacts {
     }
 }
 
+/// The facts by which flips are judged. `untouched`: those of which no key is there.
 pub(super) fn facts_of(old: &Table, untouched: &[Flip]) -> impl Fn(&Flip) -> RouteFacts {
     |flip| RouteFacts { untouched: untouched.contains(flip), ..facts(old, &flip.before) }
 }

@@ -218,7 +218,7 @@ impl World {
                 self.control.table = table.clone();
                 true
             }
-            Step::Judge => verdict::judge(&flips, &old, &[], |_| false).is_ok(),
+            Step::Judge => verdict::judge(&flips, &old, |_| false).is_ok(),
             Step::Prepare => {
                 let memory = &self.disk.memory;
                 remembered::begin_phases(&flips, &new, |route| memory.has_stale_cluster_keys(route));
@@ -263,7 +263,7 @@ impl World {
         let flips = flip::flips(&old, &new);
         let refused = match flip::mixed(&old, &new) {
             Some(reason) => Some(reason),
-            None => verdict::judge(&flips, &old, &[], |_| false).err().map(|refused| refused.to_string()),
+            None => verdict::judge(&flips, &old, |_| false).err().map(|refused| refused.to_string()),
         };
         if let Some(reason) = refused {
             // What diverged gets its time to be repaired.
