@@ -6,6 +6,7 @@ mod away;
 mod bell;
 mod blocking;
 mod bounds;
+mod chunks;
 mod client_command;
 mod clients;
 mod commands;

@@ -24,6 +24,7 @@ use crate::resp::request::Request;
 use crate::resp::scan::{RequestScanner, split_inline};
 use crate::routing::{Key, Places, places_of};
 use crate::session::bounds::Bounds;
+use crate::session::chunks::Chunks;
 use crate::session::clients::{Client, Clients, Wish};
 use crate::session::pubsub::Subscriber;
 use crate::session::replies::{Outlet, Replies};
@@ -35,6 +36,8 @@ use crate::wire::Stream;
 
 /// What one read takes; a session that is idle holds no buffer at all.
 const READ_BYTES: usize = 16 << 10;
+/// The longest request that room is kept for before it comes.
+const RECENT_BYTES_MAX: usize = 256 << 10;
 /// Requests of one client that may be unanswered; then it is not read until some are.
 const PIPELINE_MAX: u64 = 8192;
 
@@ -47,8 +50,8 @@ pub struct Shared {
     pub clients: Arc<Clients>,
     pub scripts: Arc<Scripts>,
     pub audit: Arc<Audit>,
-    /// All sessions read into this, so that memory is held only by bytes that wait for something.
-    pub arena: RefCell<BytesMut>,
+    /// All sessions read into these.
+    pub chunks: RefCell<Chunks>,
 }
 
 /// When the program ends, who came less than this ago is served for the rest of it: a client that finds its connection closed
@@ -109,6 +112,8 @@ pub struct Session {
     pub replies: Rc<Replies>,
     pub buffer: BytesMut,
     scanner: RequestScanner,
+    /// Length of its latest request, or [`RECENT_BYTES_MAX`]: the next one is read into as much, as it comes.
+    recent_bytes: u32,
     /// What the others see of it.
     pub client: Arc<Client>,
     pub protocol: Protocol,
@@ -130,6 +135,7 @@ impl Session {
             replies,
             buffer: BytesMut::new(),
             scanner: RequestScanner::default(),
+            recent_bytes: 0,
             client,
             protocol: Protocol::Resp2,
             db: 0,
@@ -200,18 +206,17 @@ impl Session {
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<bool> {
-        let Self { shared, replies, buffer, scanner, .. } = self;
+        let Self { shared, replies, buffer, scanner, recent_bytes, .. } = self;
         let mut socket = replies.socket();
         let reader = Pin::new(&mut socket);
         let read = if buffer.is_empty() {
-            let mut arena = shared.arena.borrow_mut();
-            if arena.capacity() - arena.len() < READ_BYTES {
-                arena.reserve(4 * READ_BYTES);
-            }
-            let read = tokio_util::io::poll_read_buf(reader, context, &mut *arena);
-            // A view of no bytes would hold the arena's memory too.
-            if !arena.is_empty() {
-                *buffer = arena.split();
+            let mut chunks = shared.chunks.borrow_mut();
+            // A byte more than is expected: a read that fills all of its room is followed by one that finds nothing.
+            let room = chunks.room(READ_BYTES.max(*recent_bytes as usize + 1));
+            let read = tokio_util::io::poll_read_buf(reader, context, room);
+            // A view of no bytes would hold the chunk's memory too.
+            if !room.is_empty() {
+                *buffer = room.split();
             }
             read
         } else {
@@ -242,9 +247,10 @@ impl Session {
                 Ok(None) => return None,
                 Err(error) => return Some(Err(error.to_string())),
             };
+            self.recent_bytes = length.min(RECENT_BYTES_MAX) as u32;
             let bytes = self.buffer.split_to(length).freeze();
             if self.buffer.is_empty() {
-                // Lets go of the arena, so that its memory can be used again.
+                // Lets go of the chunk, so that its memory can be used again.
                 self.buffer = BytesMut::new();
             }
             if self.scanner.is_inline() {

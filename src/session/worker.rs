@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::BytesMut;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
@@ -114,7 +113,7 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
         clients: parts.clients.clone(),
         scripts: parts.scripts,
         audit: parts.audit,
-        arena: RefCell::new(BytesMut::new()),
+        chunks: RefCell::default(),
     });
     let flusher = keep("flusher", move |_| {
         let (wake, stores, outlet) = (wake.clone(), stores.clone(), outlet.clone());
@@ -126,10 +125,8 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
             }
         }
     });
-    let (ticking, totals, bounds) = (engine.clone(), parts.totals.clone(), parts.bounds.clone());
-    let (clients, number) = (parts.clients.clone(), parts.number);
-    let ticker =
-        keep("ticker", move |_| tick(ticking.clone(), totals.clone(), clients.clone(), bounds.clone(), number));
+    let (ticking, totals, number) = (shared.clone(), parts.totals.clone(), parts.number);
+    let ticker = keep("ticker", move |_| tick(ticking.clone(), totals.clone(), number));
     let open = Rc::new(Cell::new(0usize));
     let entrance = Rc::new(Entrance { shared, totals: parts.totals, tls: parts.tls, open: open.clone() });
     let accept = |listener: TcpListener| {
@@ -161,10 +158,12 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
     Ok(parts.serving.load(Ordering::Acquire) == 0 && engine.load().in_flight == 0)
 }
 
-async fn tick(engine: Engine, totals: Arc<Totals>, clients: Arc<Clients>, bounds: Arc<Bounds>, number: usize) {
+async fn tick(shared: Rc<Shared>, totals: Arc<Totals>, number: usize) {
+    let Shared { engine, bounds, clients, chunks, .. } = &*shared;
     let mut last = Load::default();
     loop {
         tokio::time::sleep(TICK).await;
+        chunks.borrow_mut().tick();
         engine.stores().tick(Instant::now());
         engine.tick();
         let now = engine.load();
