@@ -146,10 +146,12 @@ pub enum EngineWaiter {
     Followed {
         engine: Rc<Inner>,
         op: usize,
+        is_awaited: bool,
     },
     Checked {
         engine: Rc<Inner>,
         op: usize,
+        is_awaited: bool,
     },
     /// A read that was repeated on the follower.
     Shadowed {
@@ -198,8 +200,8 @@ impl Waiter for EngineWaiter {
             Self::Probe(timing) => timing.answered(outcome.map(drop)),
             Self::Led { engine, op } => engine.led(op, outcome),
             Self::Asked { engine, op, question } => engine.asked(op, question, outcome),
-            Self::Followed { engine, op } => engine.followed(op, outcome),
-            Self::Checked { engine, op } => engine.checked(op, outcome),
+            Self::Followed { engine, op, .. } => engine.followed(op, outcome),
+            Self::Checked { engine, op, .. } => engine.checked(op, outcome),
             Self::Shadowed { engine, op } => engine.shadowed(op, outcome),
         }
     }
@@ -211,6 +213,14 @@ impl Waiter for EngineWaiter {
             Self::Direct { .. } | Self::Renamed { .. } | Self::Published { .. } => true,
             Self::Passed { .. } | Self::Led { .. } => true,
             _ => false,
+        }
+    }
+
+    fn is_urgent(&self) -> bool {
+        match self {
+            Self::Repeated { .. } | Self::Shadowed { .. } => false,
+            Self::Followed { is_awaited, .. } | Self::Checked { is_awaited, .. } => *is_awaited,
+            _ => true,
         }
     }
 }

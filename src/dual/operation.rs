@@ -376,7 +376,7 @@ impl Inner {
     }
 
     pub(super) fn follow(self: &Rc<Self>, op: usize) {
-        let (addressed, protocol, check) = {
+        let (addressed, protocol, check, is_awaited) = {
             let mut ops = self.ops.borrow_mut();
             let entry = &mut ops[op];
             let (Some(effect), Some(command)) = (&mut entry.effect, &entry.command) else { return };
@@ -390,11 +390,11 @@ impl Inner {
             entry.awaited = 1 + usize::from(check.is_some());
             // It is sent once.
             let bytes = std::mem::take(&mut effect.bytes);
-            (self.address(side, (&entry.key, first), bytes), command.protocol, check)
+            (self.address(side, (&entry.key, first), bytes), command.protocol, check, entry.in_lane)
         };
-        self.send(addressed, Some(protocol), EngineWaiter::Followed { engine: self.clone(), op });
+        self.send(addressed, Some(protocol), EngineWaiter::Followed { engine: self.clone(), op, is_awaited });
         if let Some(check) = check {
-            self.send(check, None, EngineWaiter::Checked { engine: self.clone(), op });
+            self.send(check, None, EngineWaiter::Checked { engine: self.clone(), op, is_awaited });
         }
     }
 

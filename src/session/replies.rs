@@ -21,7 +21,7 @@ use crate::session::bounds::Bounds;
 use crate::session::clients::Client;
 use crate::session::refused;
 use crate::store::Reply;
-use crate::store::link::{Dirty, OutBuffer};
+use crate::store::link::{Dirty, LARGE_BYTES, OutBuffer};
 use crate::wire::Socket;
 
 /// Which answers are kept from the client (CLIENT REPLY).
@@ -88,9 +88,11 @@ impl Outlet {
         Self { dirty: Dirty::new(wake), bounds, spare: RefCell::default(), spare_bytes: Cell::new(0) }
     }
 
-    /// Writes what there is for each client.
-    pub fn flush(&self) {
-        self.dirty.take().iter().for_each(|replies| replies.flush());
+    /// Writes what there is for each client; whether there was anything.
+    pub fn flush(&self) -> bool {
+        let clients = self.dirty.take();
+        clients.iter().for_each(|replies| replies.flush());
+        !clients.is_empty()
     }
 
     fn take_spare(&self) -> Box<Waiting> {
@@ -200,13 +202,13 @@ impl Replies {
     pub fn append(&self, reply: Reply<'_>) {
         self.append_by(|out| match reply {
             Reply::Small(bytes) => out.copy(bytes),
-            Reply::Whole(bytes) => out.push(&bytes),
+            Reply::Whole(bytes) => out.push(&bytes, LARGE_BYTES),
         });
     }
 
     /// The same with bytes that others get too.
     pub fn append_shared(&self, bytes: &Bytes) {
-        self.append_by(|out| out.push(bytes));
+        self.append_by(|out| out.push(bytes, LARGE_BYTES));
     }
 
     #[inline]

@@ -31,6 +31,8 @@ use crate::session::users::Users;
 use crate::store::{StoreSide, Stores, StoresConfig};
 use crate::wire::Acceptor;
 
+/// How many turns what nobody waits for may wait for more of its kind while there is always something else to do.
+const LATER_TURNS: u32 = 4;
 const TICK: Duration = Duration::from_millis(25);
 /// How often a worker that ends looks whether all is done.
 const LOOK: Duration = Duration::from_millis(10);
@@ -118,10 +120,20 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
     let flusher = keep("flusher", move |_| {
         let (wake, stores, outlet) = (wake.clone(), stores.clone(), outlet.clone());
         async move {
+            let mut turns = 0;
             loop {
-                wake.notified().await;
-                stores.flush();
-                outlet.flush();
+                if stores.has_later() {
+                    tokio::task::yield_now().await;
+                    turns += 1;
+                } else {
+                    wake.notified().await;
+                    turns = 0;
+                }
+                let is_busy = stores.flush() | outlet.flush();
+                if !is_busy || turns >= LATER_TURNS {
+                    stores.flush_later();
+                    turns = 0;
+                }
             }
         }
     });

@@ -161,6 +161,10 @@ impl<W: Waiter> Pending for Item<W> {
         self.waiter.may_be_refused()
     }
 
+    fn is_urgent(&self) -> bool {
+        self.waiter.is_urgent()
+    }
+
     fn reply(mut self, answer: Reply<'_>) {
         let frame = answer.bytes();
         let held = self.stores.is_holding();

@@ -1,8 +1,9 @@
 //! One multiplexed connection to a node: requests go out in the order of `send`, replies come back in that order.
 //!
 //! Nothing is written while reading: `send` appends to the out-buffer and marks the link dirty, [`Link::flush`] gives the
-//! socket one gathered write. Small requests are copied behind each other, large ones are kept as they are. What has been
-//! written and has no reply when the link ends is of unknown outcome; what has not been written surely did not run.
+//! socket one gathered write. Small requests are copied behind each other, large ones are kept as they are. What nobody waits
+//! for (an effect for the follower) goes out a few turns later as long as there is something else to do. What has been written
+//! and has no reply when the link ends is of unknown outcome; what has not been written surely did not run.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -27,12 +28,19 @@ use crate::wire::{self, Connector, Socket};
 
 /// Requests and replies of this size and more are passed on without a copy; a copy of less costs under 1 µs.
 pub const LARGE_BYTES: usize = 16 << 10;
+/// A request that nobody waits for is not copied from this size on: it has left the caches meanwhile, and a copy would cost
+/// more than a place of its own in a gathered write.
+const COLD_BYTES: usize = 512;
 /// What one read takes at most when no frame asks for more.
 const READ_BYTES: usize = 64 << 10;
 /// A link's own buffer for requests: what pipelining clients of a busy worker send in one turn.
 const LINK_KEPT_BYTES: usize = 256 << 10;
+/// What need not go out at once does when it is as much as this.
+const LATER_BYTES_MAX: usize = 64 << 10;
 /// Buffers in one gathered write; Linux takes up to 1,024.
-const SLICES_MAX: usize = 64;
+const SLICES_MAX: usize = 256;
+/// Places for chunks that a buffer may keep when all is written.
+const CHUNKS_KEPT: usize = 1024;
 
 /// A request as a link is to send it.
 pub struct Outgoing<'p> {
@@ -51,6 +59,8 @@ pub trait Pending: 'static {
     fn outgoing(&self) -> Outgoing<'_>;
     /// It is refused where the node has more to do than it can.
     fn may_be_refused(&self) -> bool;
+    /// Somebody waits for the reply.
+    fn is_urgent(&self) -> bool;
     /// One whole reply.
     fn reply(self, reply: Reply<'_>);
     /// The link ended. `error` says whether the request may have run.
@@ -96,9 +106,9 @@ impl OutBuffer {
         Self { kept_bytes, ..Self::default() }
     }
 
-    /// Appends; large ones are kept without a copy.
-    pub fn push(&mut self, bytes: &Bytes) {
-        if bytes.len() < LARGE_BYTES {
+    /// Appends: a copy, or the bytes themselves where they are at least so many.
+    pub fn push(&mut self, bytes: &Bytes, least: usize) {
+        if bytes.len() < least {
             return self.copy(bytes);
         }
         if !self.tail.is_empty() {
@@ -155,6 +165,9 @@ impl OutBuffer {
         if self.bytes == 0 && self.tail.capacity() > self.kept_bytes {
             self.tail = BytesMut::new();
         }
+        if self.bytes == 0 && self.chunks.capacity() > CHUNKS_KEPT {
+            self.chunks = VecDeque::new();
+        }
         Ok(total)
     }
 
@@ -175,16 +188,26 @@ impl OutBuffer {
     }
 }
 
+/// How soon a socket is to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    No,
+    Later,
+    Now,
+}
+
 /// A list of sockets that have something to write; the worker's flusher empties it once a turn.
 pub struct Dirty<T> {
     list: RefCell<Vec<Rc<T>>>,
+    /// Those that may wait.
+    later: RefCell<Vec<Rc<T>>>,
     wake: Rc<Notify>,
 }
 
 impl<T> Dirty<T> {
     /// `wake` is told when the list ceases to be empty.
     pub fn new(wake: Rc<Notify>) -> Self {
-        Self { list: RefCell::new(Vec::new()), wake }
+        Self { list: RefCell::default(), later: RefCell::default(), wake }
     }
 
     /// Marks; the caller sees to it that a socket is marked once.
@@ -196,9 +219,28 @@ impl<T> Dirty<T> {
         list.push(item);
     }
 
-    /// Takes all that are marked.
+    /// Marks what need not go out with this turn.
+    pub fn mark_later(&self, item: Rc<T>) {
+        let mut later = self.later.borrow_mut();
+        if later.is_empty() {
+            self.wake.notify_one();
+        }
+        later.push(item);
+    }
+
+    /// Takes all that are marked for this turn.
     pub fn take(&self) -> Vec<Rc<T>> {
         std::mem::take(&mut self.list.borrow_mut())
+    }
+
+    /// Whether something is marked for later.
+    pub fn has_later(&self) -> bool {
+        !self.later.borrow().is_empty()
+    }
+
+    /// Takes what is marked for later. Some of it may have been written meanwhile.
+    pub fn take_later(&self) -> Vec<Rc<T>> {
+        std::mem::take(&mut self.later.borrow_mut())
     }
 }
 
@@ -223,7 +265,7 @@ pub struct Link<P> {
     appended: Cell<u64>,
     written: Cell<u64>,
     protocol: Cell<Protocol>,
-    is_marked: Cell<bool>,
+    mark: Cell<Mark>,
     dirty: Rc<Dirty<Link<P>>>,
     now: Rc<Cell<Instant>>,
     queue_bytes_max: usize,
@@ -271,7 +313,7 @@ impl<P: Pending> Link<P> {
             appended: Cell::new(0),
             written: Cell::new(0),
             protocol: Cell::new(Protocol::Resp2),
-            is_marked: Cell::new(false),
+            mark: Cell::new(Mark::No),
             dirty,
             now,
             queue_bytes_max,
@@ -355,24 +397,37 @@ impl<P: Pending> Link<P> {
             self.protocol.set(wanted);
         }
         out.copy(prefix);
-        out.push(request);
+        let is_urgent = pending.is_urgent();
+        out.push(request, if is_urgent { LARGE_BYTES } else { COLD_BYTES });
         self.appended.set(self.appended.get() + (prefix.len() + request.len()) as u64);
         self.requests.set(self.requests.get() + 1);
+        let is_now = is_urgent || out.len() >= LATER_BYTES_MAX;
         entries.push_back(Entry { pending: Some(pending), sent });
         drop((out, entries));
-        self.mark();
+        if is_now {
+            self.mark()
+        } else {
+            self.mark_later()
+        }
         Ok(())
     }
 
     fn mark(self: &Rc<Self>) {
-        if !self.is_marked.replace(true) {
+        if self.mark.replace(Mark::Now) != Mark::Now {
             self.dirty.mark(self.clone());
+        }
+    }
+
+    fn mark_later(self: &Rc<Self>) {
+        if self.mark.get() == Mark::No {
+            self.mark.set(Mark::Later);
+            self.dirty.mark_later(self.clone());
         }
     }
 
     /// Writes what is queued; the rest goes out when the socket takes it.
     pub fn flush(&self) {
-        self.is_marked.set(false);
+        self.mark.set(Mark::No);
         let Some(socket) = self.socket.borrow().clone() else { return };
         if !self.is_up.get() {
             return;

@@ -103,6 +103,10 @@ pub trait Waiter: 'static {
     fn may_be_refused(&self) -> bool {
         false
     }
+    /// Somebody waits for the answer. What nobody waits for goes out a few turns later under load, with more of its kind.
+    fn is_urgent(&self) -> bool {
+        true
+    }
 }
 
 /// How to reach and greet a node.

@@ -260,11 +260,21 @@ impl<W: Waiter> Stores<W> {
         self.0.held.bytes() as u64
     }
 
-    /// One gathered write for each link that has something to write.
-    pub fn flush(&self) {
-        for link in self.0.dirty.take() {
-            link.flush();
-        }
+    /// One gathered write for each link that has something to write for which somebody waits; whether any had.
+    pub fn flush(&self) -> bool {
+        let links = self.0.dirty.take();
+        links.iter().for_each(|link| link.flush());
+        !links.is_empty()
+    }
+
+    /// Whether there is something to write for which nobody waits.
+    pub fn has_later(&self) -> bool {
+        self.0.dirty.has_later()
+    }
+
+    /// Writes that.
+    pub fn flush_later(&self) {
+        self.0.dirty.take_later().iter().for_each(|link| link.flush());
     }
 
     /// Time-outs and what waits; every 50 ms or so.
