@@ -26,6 +26,7 @@ pub struct Totals {
     pub exceptional_keys: AtomicU64,
     pub diverged_keys: AtomicU64,
     pub held_bytes: AtomicU64,
+    pub client_buffer_bytes: AtomicU64,
     pub subscriptions: AtomicU64,
     pub subscription_links: AtomicU64,
     pub messages_delivered: AtomicU64,
@@ -50,6 +51,7 @@ pub struct StoreTotals {
     pub round_trips: Summed,
     pub slow: AtomicU64,
     pub private_links: AtomicU64,
+    pub queued_bytes: AtomicU64,
 }
 
 /// Why the proxy answered with an error of its own. `request`: the request itself was wrong (unknown command, wrong number
@@ -212,6 +214,12 @@ pub fn totals(page: &mut Page, totals: &Totals) {
         get(&totals.held_bytes),
     );
     page.add(
+        "client_buffer_bytes",
+        Gauge,
+        "Memory that requests of clients are read into and their answers are gathered in, as far as it is kept for the next ones.",
+        get(&totals.client_buffer_bytes),
+    );
+    page.add(
         "subscriptions",
         Gauge,
         "Channels, patterns and shard channels that clients are subscribed to, each once a client.",
@@ -280,6 +288,13 @@ fn stores(page: &mut Page, totals: &Totals) {
         Gauge,
         "Connections that single clients have of their own, for a blocked command or WATCH; bound by private_links.",
         private,
+    );
+    let queued = stores.map(|(labels, store)| (label(labels), get(&store.queued_bytes)));
+    page.family(
+        "queued_bytes",
+        Gauge,
+        "Requests that are to be written to a node as soon as its connection takes them; bound by queue_bytes a connection.",
+        queued,
     );
     let slow = stores.map(|(labels, store)| (label(labels), get(&store.slow)));
     page.family("slow_commands_total", Counter, "Commands that the store took longer for than log.slow_command.", slow);

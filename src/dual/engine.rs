@@ -594,6 +594,8 @@ impl Engine {
             exceptional_keys: exceptional_keys as u64,
             diverged_keys: diverged_keys as u64,
             held_bytes: self.0.stores.held_bytes(),
+            queued_standalone: self.0.stores.queued_bytes(StoreSide::Standalone),
+            queued_cluster: self.0.stores.queued_bytes(StoreSide::Cluster),
             subscriptions: self.0.channels.subscriptions.load(),
             slow_standalone: self.0.stores.watch(StoreSide::Standalone).slow(),
             slow_cluster: self.0.stores.watch(StoreSide::Cluster).slow(),
@@ -615,6 +617,9 @@ pub struct Load {
     pub diverged_keys: u64,
     /// [`Stores::held_bytes`].
     pub held_bytes: u64,
+    /// [`Stores::queued_bytes`].
+    pub queued_standalone: u64,
+    pub queued_cluster: u64,
     pub subscriptions: SubscriptionLoad,
     /// Requests that the store took long for, since the start.
     pub slow_standalone: u64,

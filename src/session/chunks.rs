@@ -70,6 +70,11 @@ impl Chunks {
         }
     }
 
+    /// Memory of all of them.
+    pub fn bytes(&self) -> usize {
+        self.current.bytes + self.waiting_bytes
+    }
+
     fn let_go(&mut self) {
         self.waiting_bytes -= self.waiting.pop_front().map_or(0, |chunk| chunk.bytes);
     }

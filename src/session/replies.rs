@@ -95,6 +95,11 @@ impl Outlet {
         !clients.is_empty()
     }
 
+    /// Memory of the buffers that no client needs now.
+    pub fn spare_bytes(&self) -> usize {
+        self.spare_bytes.get()
+    }
+
     fn take_spare(&self) -> Box<Waiting> {
         let Some(spare) = self.spare.borrow_mut().pop() else {
             let (early, muted) = Default::default();

@@ -171,8 +171,8 @@ async fn serve(parts: WorkerParts, listeners: Vec<std::net::TcpListener>) -> std
 }
 
 async fn tick(shared: Rc<Shared>, totals: Arc<Totals>, number: usize) {
-    let Shared { engine, bounds, clients, chunks, .. } = &*shared;
-    let mut last = Load::default();
+    let Shared { engine, bounds, clients, chunks, outlet, .. } = &*shared;
+    let (mut last, mut buffers_before) = (Load::default(), 0);
     loop {
         tokio::time::sleep(TICK).await;
         chunks.borrow_mut().tick();
@@ -185,6 +185,10 @@ async fn tick(shared: Rc<Shared>, totals: Arc<Totals>, number: usize) {
         publish(&totals.exceptional_keys, last.exceptional_keys, now.exceptional_keys);
         publish(&totals.diverged_keys, last.diverged_keys, now.diverged_keys);
         publish(&totals.held_bytes, last.held_bytes, now.held_bytes);
+        publish(&totals.standalone.queued_bytes, last.queued_standalone, now.queued_standalone);
+        publish(&totals.cluster.queued_bytes, last.queued_cluster, now.queued_cluster);
+        let buffers = (chunks.borrow().bytes() + outlet.spare_bytes()) as u64;
+        publish(&totals.client_buffer_bytes, std::mem::replace(&mut buffers_before, buffers), buffers);
         let (heard_before, heard) = (last.subscriptions, now.subscriptions);
         publish(&totals.subscriptions, heard_before.members, heard.members);
         publish(&totals.subscription_links, heard_before.feeds, heard.feeds);

@@ -362,6 +362,11 @@ impl<P: Pending> Link<P> {
         self.is_up.get()
     }
 
+    /// What is to be written.
+    pub fn queued_bytes(&self) -> usize {
+        self.out.borrow().len()
+    }
+
     /// How many requests were ever sent, and how many of these are over: who remembers the first number knows by the
     /// second when everything sent before has been answered.
     pub fn progress(&self) -> (u64, u64) {

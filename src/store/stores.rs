@@ -260,6 +260,18 @@ impl<W: Waiter> Stores<W> {
         self.0.held.bytes() as u64
     }
 
+    /// Bytes that wait in the links to a store until these take them.
+    pub fn queued_bytes(&self, side: StoreSide) -> u64 {
+        let queued = match side {
+            StoreSide::Standalone => {
+                let databases = self.0.databases.borrow();
+                self.0.main.queued_bytes() + databases.values().map(|link| link.queued_bytes()).sum::<usize>()
+            }
+            StoreSide::Cluster => self.0.nodes.borrow().values().map(|link| link.queued_bytes()).sum(),
+        };
+        queued as u64
+    }
+
     /// One gathered write for each link that has something to write for which somebody waits; whether any had.
     pub fn flush(&self) -> bool {
         let links = self.0.dirty.take();

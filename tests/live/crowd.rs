@@ -96,6 +96,56 @@ fn blocked_clients_wait_at_once_and_all_are_served() {
     serve(&Crowd { subscribers: 0, transactions: 0, blocked: ((open_files() - OTHER_FILES) / 2).min(10_000) });
 }
 
+/// Between the rounds of the busy ones the idle ones come back.
+#[test]
+#[ignore = "takes some 56,000 open files; with fewer allowed, fewer are idle"]
+fn idle_clients_are_served_beside_busy_ones() {
+    /// Clients of one address, of which each has some 28,000 ports.
+    const OF_ONE_ADDRESS: usize = 20_000;
+    const ROUNDS: usize = 20;
+    let busy = 5_000.min(open_files() / 4);
+    let idle = (open_files() - OTHER_FILES - busy).min(50_000);
+    let listen = "max_clients = 60000".into();
+    let proxy = Settings { listen, ..Settings::of(Stores::shared()) }.start().ready();
+    let mut setup = connect(proxy.port);
+    let () = command(&["SET", "crowd:one", "value"]).query(&mut setup).expect("SET");
+    let (get, value) = ("GET crowd:one\r\n", "$5\r\nvalue\r\n");
+
+    let (began, before) = (Instant::now(), memory(proxy.pid()));
+    let served = |number: usize, from: u8| {
+        let mut stream = client(proxy.port, from + (number / OF_ONE_ADDRESS) as u8, get);
+        expect(&mut stream, value);
+        stream
+    };
+    let mut resting: Vec<TcpStream> = (0..idle).map(|number| served(number, 2)).collect();
+    let rested = tell("idle", &proxy, before, idle, began);
+    let mut working: Vec<TcpStream> = (0..busy).map(|number| served(number, 9)).collect();
+    tell("busy", &proxy, rested, busy, began);
+
+    let at = Instant::now();
+    for round in 0..ROUNDS {
+        for (number, stream) in working.iter_mut().enumerate() {
+            stream
+                .write_all(format!("SET crowd:{number} {round}\r\nGET crowd:{number}\r\n").as_bytes())
+                .expect("write");
+        }
+        let answer = round.to_string();
+        for stream in &mut working {
+            expect(stream, &format!("+OK\r\n${}\r\n{answer}\r\n", answer.len()));
+        }
+    }
+    println!("{} requests of {busy} clients at once: {:?}", 2 * ROUNDS * busy, at.elapsed());
+    let at = Instant::now();
+    for stream in &mut resting {
+        stream.write_all(get.as_bytes()).expect("write");
+    }
+    for stream in &mut resting {
+        expect(stream, value);
+    }
+    println!("the idle ones come back: {:?}", at.elapsed());
+    tell("in all", &proxy, before, idle + busy, began);
+}
+
 fn serve(crowd: &Crowd) {
     let standalone = Redis::start(&["--maxclients", "20000"]);
     let settings = Settings { standalone: standalone.url(), ..Settings::of(Stores::shared()) };

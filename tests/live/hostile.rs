@@ -145,6 +145,46 @@ fn a_store_that_never_answers_costs_its_clients_the_time_out_and_others_nothing(
 }
 
 #[test]
+fn what_waits_for_a_store_that_takes_nothing_is_counted_and_refused_beyond_its_bound() {
+    let server = Redis::start(&[]);
+    let stores = "queue_bytes = \"4MiB\"\nreply_timeout = \"60s\"".into();
+    let settings = Settings { standalone: server.url(), workers: 1, stores, ..Settings::of(Stores::shared()) };
+    let proxy = settings.start().ready();
+    let queued = || {
+        let page = proxy.http("/metrics").1;
+        let line = page.lines().find_map(|line| line.strip_prefix("cutover_queued_bytes{store=\"standalone\"} "));
+        line.unwrap_or_else(|| panic!("not counted: {page}")).parse::<u64>().expect("a number")
+    };
+    server.signal("STOP");
+    // 64 MiB; the system's buffers take some of it.
+    let requests = 64;
+    let mut client = Raw::to(proxy.port);
+    let mut answers = Raw(client.0.try_clone().expect("clone"));
+    let mut set = b"*3\r\n$3\r\nSET\r\n$1\r\nq\r\n$1048576\r\n".to_vec();
+    set.extend(std::iter::repeat_n(b'x', 1 << 20));
+    set.extend(b"\r\n");
+    let writing = std::thread::spawn(move || {
+        for _ in 0..requests {
+            client.send(&set);
+        }
+    });
+    eventually("the queue is full", || queued() > 3 << 20);
+    assert!(queued() <= 5 << 20, "{}", queued());
+    writing.join().expect("all of it is taken, or refused");
+    server.signal("CONT");
+    let answers: Vec<String> = (0..requests).map(|_| answer(&mut answers)).collect();
+    let done = answers.iter().filter(|answer| *answer == "+OK\r\n").count();
+    let refused = answers.iter().filter(|answer| answer.contains("more to do than it can")).count();
+    assert!(
+        done >= 4 && refused > 0 && done + refused == requests,
+        "{done} done, {refused} refused: {:?}",
+        answers.last()
+    );
+    eventually("nothing waits any more", || queued() == 0);
+    assert!(peak_bytes(&proxy) < 100 << 20, "{} bytes", peak_bytes(&proxy));
+}
+
+#[test]
 fn redirects_in_a_circle_end_with_an_error_when_patience_does() {
     let node = Redis::cluster_node(&[]);
     run(&mut node.connect(), "CLUSTER ADDSLOTSRANGE 0 16383");
