@@ -1,8 +1,8 @@
 //! From the configuration to what connections are made of: endpoints of both stores, and certificates with their reload.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -89,7 +89,21 @@ pub(super) fn own_url(config: &Config) -> String {
 /// How another proxy is reached by what it calls itself.
 pub(super) fn proxies(config: &Config) -> anyhow::Result<Reach> {
     let files = ClientFiles { ca: config.lease.ca.clone(), identity: None, verify: Verify::Yes, server_name: None };
-    let tls = Arc::new(Connector::open(files).context("[lease] ca")?);
+    // A system without any CA serves plain TCP as well as another, and what a CA takes of memory is not needed there.
+    let advertises_tls = config.lease.advertise.as_ref().is_some_and(|url| url.is_tls);
+    let is_wanted = config.listen.tls.is_some() || advertises_tls || files.ca.is_some();
+    let tls = OnceLock::new();
+    if is_wanted {
+        let connector = Connector::open(files.clone()).context("[lease] ca")?;
+        tls.get_or_init(|| Some(Arc::new(connector)));
+    }
+    let connector = move || {
+        let opened = tls.get_or_init(|| {
+            let told = |error| tracing::error!(%error, "the proxy that holds the lease speaks TLS, and this one cannot: see [lease] ca");
+            Connector::open(files.clone()).map_err(told).ok().map(Arc::new)
+        });
+        opened.clone()
+    };
     let login = Login { user: config.lease.user.clone(), password: config.lease.password.clone() };
     let timeouts = Timeouts {
         connect: config.standalone.connect_timeout,
@@ -101,7 +115,7 @@ pub(super) fn proxies(config: &Config) -> anyhow::Result<Reach> {
     };
     Ok(Box::new(move |url| {
         let (scheme, address) = url.split_once("://")?;
-        let tls = (scheme == "rediss").then(|| tls.clone());
+        let tls = if scheme == "rediss" { Some(connector()?) } else { None };
         Some(Endpoint { address: address.into(), tls, login: login.clone(), db: 0, timeouts })
     }))
 }

@@ -90,7 +90,8 @@ fn a_client_beyond_the_limit_and_one_without_the_password_are_told_so() {
 
 #[test]
 fn files_are_taken_up_to_the_hard_limit_and_a_client_beyond_is_told_so() {
-    let proxy = Settings { open_files: Some([100, 200]), ..Settings::of(Stores::shared()) }.start().ready();
+    let proxy =
+        Settings { before: "ulimit -Sn 100 && ulimit -Hn 200", ..Settings::of(Stores::shared()) }.start().ready();
     let log = proxy.log();
     assert!(log.contains("the limit of 200 open files leaves room for 72 clients, and max_clients is 10000"), "{log}");
     eventually("nobody looks whether it is up", || proxy.table()["clients"] == 0);

@@ -258,8 +258,8 @@ pub struct Settings {
     pub look_every: &'static str,
     /// Lines of `[lease]`; without them a lease of its own, for tests share stores and have nothing in common.
     pub lease: String,
-    /// Soft and hard limit of open files; without them those of the tests.
-    pub open_files: Option<[u32; 2]>,
+    /// What the shell does first that becomes the proxy.
+    pub before: &'static str,
 }
 
 impl Settings {
@@ -274,7 +274,7 @@ impl Settings {
             routing: String::new(),
             stores: String::new(),
             look_every: "0s",
-            open_files: None,
+            before: "true",
             lease: format!("name = \"{}-{}\"", std::process::id(), free_port()),
         }
     }
@@ -309,7 +309,7 @@ impl Proxy {
         let (port, admin_port) = (free_port(), free_port());
         std::fs::write(directory.path().join("proxy.toml"), Self::config(&settings, port, admin_port, &directory))
             .expect("write");
-        let (child, log) = Self::spawn(&directory, settings.open_files, &[]);
+        let (child, log) = Self::spawn(&directory, settings.before, &[]);
         let mut proxy = Self { child, port, admin_port, directory, settings, log };
         proxy.wait_until_up();
         proxy
@@ -320,11 +320,10 @@ impl Proxy {
         settings.text(port, admin_port).replace("STATE", &state.display().to_string())
     }
 
-    fn spawn(directory: &TempDir, open_files: Option<[u32; 2]>, arguments: &[&str]) -> (Child, Arc<Mutex<String>>) {
+    fn spawn(directory: &TempDir, before: &str, arguments: &[&str]) -> (Child, Arc<Mutex<String>>) {
         let mut command = Command::new("sh");
-        let limits = open_files.map(|[soft, hard]| format!("ulimit -Sn {soft} && ulimit -Hn {hard} && "));
         let mut child = command
-            .args(["-c", &format!("{}exec \"$@\"", limits.unwrap_or_default()), "sh"])
+            .args(["-c", &format!("{before} && exec \"$@\""), "sh"])
             .arg(env!("CARGO_BIN_EXE_cutover"))
             .arg("--config")
             .arg(directory.path().join("proxy.toml"))
@@ -432,12 +431,12 @@ impl Proxy {
 
     /// Starts it, whether it comes up or not.
     pub fn spawn_again(&mut self) {
-        (self.child, self.log) = Self::spawn(&self.directory, self.settings.open_files, &[]);
+        (self.child, self.log) = Self::spawn(&self.directory, self.settings.before, &[]);
     }
 
     /// Another process takes this one's place; gives the exit code of this one, and its log.
     pub fn be_succeeded(&mut self) -> (Option<i32>, String) {
-        let (child, log) = Self::spawn(&self.directory, self.settings.open_files, &["--takeover"]);
+        let (child, log) = Self::spawn(&self.directory, self.settings.before, &["--takeover"]);
         let mut before = std::mem::replace(&mut self.child, child);
         let log = std::mem::replace(&mut self.log, log);
         let mut code = None;

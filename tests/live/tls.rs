@@ -266,6 +266,17 @@ fn what_keeps_a_store_from_being_reached_over_tls_is_told_to_the_operator() {
     }
 }
 
+/// As in an image that holds the program and nothing else.
+#[test]
+fn a_system_without_any_ca_serves_where_no_tls_is_spoken() {
+    let before = "export SSL_CERT_FILE=/nowhere SSL_CERT_DIR=/nowhere";
+    let settings = Settings { before, ..Settings::of(Stores::shared()).phase("tls-0", "dual-standalone") };
+    let proxy = settings.start().ready();
+    run(&mut proxy.connect(), "SET provider:tls-0:key value");
+    let own_ca = "no trusted CA was found on this system";
+    assert!(!proxy.log().contains(own_ca), "{}", proxy.log());
+}
+
 #[test]
 fn new_certificates_are_used_without_a_restart_and_bad_ones_change_nothing() {
     let authority = Authority::new();
