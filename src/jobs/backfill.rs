@@ -1,7 +1,7 @@
 //! Bulk backfill: every key of the routes goes through its lane once, then what the follower has and the leader lacks goes
 //! too (an earlier stay, a lost deletion). After one whole walk without a failure the route is synced.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,10 @@ use crate::resp::reply;
 use crate::routing::{Coverage, Key, Phase, Route, RouteName, Side, Table, in_order};
 
 /// Copies in flight, and about how many bytes: enough to hide a round trip.
-const IN_FLIGHT: usize = 64;
-const BYTES_IN_FLIGHT: u64 = 16 << 20;
+const IN_FLIGHT: usize = 256;
+const BYTES_IN_FLIGHT: u64 = 4 << 20;
+/// Copies that are counted at a time.
+const COUNTED: usize = 64;
 /// How often keys whose copy failed are tried again, a second apart.
 const ROUNDS: u32 = 30;
 
@@ -173,25 +175,28 @@ impl Visit for Copier<'_> {
             }
         };
         let sizes = self.sizes(&keys).await?;
-        let mut sized = keys.into_iter().zip(sizes).peekable();
-        while sized.peek().is_some() {
-            let (mut waits, mut bytes) = (Vec::new(), 0);
+        let mut sized = keys.into_iter().zip(sizes);
+        let (mut waits, mut bytes) = (VecDeque::with_capacity(IN_FLIGHT), 0);
+        let mut copied = Vec::with_capacity(COUNTED);
+        loop {
             while waits.len() < IN_FLIGHT
                 && bytes < BYTES_IN_FLIGHT
                 && let Some((key, size)) = sized.next()
             {
                 bytes += size;
-                waits.push((key.clone(), self.send(key, size)));
+                waits.push_back((key.clone(), size, self.send(key, size)));
             }
-            let mut copied = Vec::with_capacity(waits.len());
-            for (key, wait) in waits {
-                match wait.await {
-                    Ok(Ok(())) => copied.push(key),
-                    _ => self.failed.push(key),
-                }
+            let Some((key, size, wait)) = waits.pop_front() else { break };
+            match wait.await {
+                Ok(Ok(())) => copied.push(key),
+                _ => self.failed.push(key),
             }
-            self.job.copied.fetch_add(copied.len() as u64, Ordering::Relaxed);
-            self.context.copied.add(&self.context.table(), &copied);
+            bytes -= size;
+            if copied.len() == COUNTED || waits.is_empty() {
+                self.job.copied.fetch_add(copied.len() as u64, Ordering::Relaxed);
+                self.context.copied.add(&self.context.table(), &copied);
+                copied.clear();
+            }
         }
         Ok(())
     }
