@@ -146,6 +146,7 @@ pub enum EngineWaiter {
     Followed {
         engine: Rc<Inner>,
         op: usize,
+        /// The lane remembers its key, so a client may wait for it.
         is_awaited: bool,
     },
     Checked {
